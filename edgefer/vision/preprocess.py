@@ -1,0 +1,113 @@
+"""From a picture to what a model takes: letterbox, align, crop, normalise.
+
+The only place where this is done: the daemon, the trainers, the quantiser and the evaluators all call it, so that a
+model meets in use what it met in training.
+"""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edgefer.messages import Detection, Image, Landmarks
+from edgefer.vision.card import Colour, Crop, ModelInput
+
+TEMPLATE_SIZE = 112
+TEMPLATE: NDArray[np.float64] = np.array(
+    [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
+)
+"""Where the five landmarks stand in an aligned 112x112 face, in pixels: the positions in common use since ArcFace."""
+
+PADDING = 114
+"""The gray around a letterboxed picture, near the mean of photographs."""
+
+Matrix = NDArray[np.float64]
+"""2x3 affine, from pixels of the frame to pixels of the crop."""
+
+
+def letterbox(image: Image, width: int, height: int) -> tuple[Image, float]:
+    """The picture scaled to fit into width x height, at the top left, the rest gray; and its scale.
+
+    A point of the result, divided by the scale, is the point of the picture.
+    """
+    scale = min(width / image.shape[1], height / image.shape[0])
+    size = min(width, max(1, round(image.shape[1] * scale))), min(height, max(1, round(image.shape[0] * scale)))
+    # Averaging areas keeps small faces when a picture shrinks a lot; up to a half, bilinear is as good and faster.
+    method = cv2.INTER_AREA if scale < 0.5 else cv2.INTER_LINEAR
+    resized = image if size == image.shape[1::-1] else cv2.resize(image, size, interpolation=method)
+    if size == (width, height):
+        return resized, scale
+    canvas = np.full((height, width, *image.shape[2:]), PADDING, np.uint8)
+    canvas[: size[1], : size[0]] = resized
+    return canvas, scale
+
+
+def crop_face(image: Image, face: Detection, crop: Crop, width: int, height: int) -> Image:
+    """The face as its model wants it: width x height pixels, what lies outside the picture black."""
+    return warp(image, crop_matrix(face, crop, width, height), width, height)
+
+
+def crop_matrix(face: Detection, crop: Crop, width: int, height: int) -> Matrix:
+    """The affine that takes the frame to the crop; ValueError where it needs landmarks and the face has none."""
+    if crop.source == "points":
+        if face.landmarks is None:
+            raise ValueError("the model's crop is made from landmarks, which this detector doesn't give")
+        matrix = align(face.landmarks) / TEMPLATE_SIZE
+    else:
+        side = max(face.box.width, face.box.height, 1.0)
+        (x, y) = face.box.centre
+        matrix = np.array([[1 / side, 0, 0.5 - x / side], [0, 1 / side, 0.5 - y / side]])
+    # In units of the crop's side: first about its middle, then to pixels.
+    matrix[:, 2] = (matrix[:, 2] - 0.5 - np.array(crop.shift) * crop.scale) / crop.scale + 0.5
+    matrix[:, :2] /= crop.scale
+    return matrix * np.array([[width], [height]])
+
+
+def align(landmarks: Landmarks) -> Matrix:
+    """The similarity (turn, scale, move) that brings five landmarks closest to the 112x112 template, least squares."""
+    points = np.asarray(landmarks, np.float64)
+    middle, target = points.mean(0), TEMPLATE.mean(0)
+    x, y = (points - middle).T
+    u, v = (TEMPLATE - target).T
+    norm = max(float((x * x + y * y).sum()), 1e-9)
+    a, b = (x * u + y * v).sum() / norm, (x * v - y * u).sum() / norm
+    turn = np.array([[a, -b], [b, a]])
+    return np.column_stack([turn, target - turn @ middle])
+
+
+def warp(image: Image, matrix: Matrix, width: int, height: int) -> Image:
+    """The picture seen through an affine, width x height pixels, without aliasing where it shrinks."""
+    scale = math.hypot(matrix[0, 0], matrix[1, 0])
+    # Bilinear sampling skips pixels under half size: sample a larger picture there, then average it down.
+    factor = min(8, 2 ** max(0, math.floor(-math.log2(max(scale, 1e-9)))))
+    # Pixel centres lie at .5: shift to corners, scale, shift back, or the crop moves by half a pixel a factor.
+    centred = matrix * factor
+    centred[:, 2] += centred[:, :2].sum(1) * 0.5 - 0.5
+    large = cv2.warpAffine(image, centred, (width * factor, height * factor), flags=cv2.INTER_LINEAR)
+    return large if factor == 1 else cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def to_colour(image: Image, colour: Colour) -> Image:
+    """The picture (BGR or gray) in a model's colour, height x width x channels."""
+    if colour == "gray":
+        gray = image if image.ndim == 2 or image.shape[2] == 1 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+        return gray.reshape(*gray.shape[:2], 1)
+    if image.ndim == 2 or image.shape[2] == 1:
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if colour == "rgb" else image
+
+
+def normalise(image: Image, model_input: ModelInput) -> NDArray[np.float32]:
+    """Pixels 0..255 as the model's range of floats: what a trainer feeds, and a float model takes."""
+    low, high = model_input.range
+    return image.astype(np.float32) * np.float32((high - low) / 255) + np.float32(low)
+
+
+def quantised_values(model_input: ModelInput, dtype: np.dtype[np.generic], scale: float, zero: int) -> NDArray[np.generic]:
+    """What each of the 256 pixel values becomes at a quantised input: normalised, then by the file's scale and zero."""
+    floats = normalise(np.arange(256, dtype=np.uint8), model_input)
+    limits = np.iinfo(dtype)
+    return np.clip(np.round(floats / scale) + zero, limits.min, limits.max).astype(dtype)

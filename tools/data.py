@@ -1,0 +1,82 @@
+"""The research data that the trainers and evaluators read; FOLDER/README.md of the data tells where it is from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edgefer.messages import Image
+
+DATA = Path("../shared/data")
+"""Where the data lies beside a checkout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """An .npz of JPEGs and what is known about them."""
+
+    fields: dict[str, NDArray[Any]]
+
+    def __len__(self) -> int:
+        return len(self.fields["off"]) - 1
+
+    def jpeg(self, i: int) -> NDArray[np.uint8]:
+        """The bytes of picture i."""
+        start, end = self.fields["off"][i : i + 2]
+        return self.fields["blob"][start:end]
+
+    def picture(self, i: int) -> Image:
+        """Picture i, BGR."""
+        image = cv2.imdecode(self.jpeg(i), cv2.IMREAD_COLOR)
+        assert image is not None, f"picture {i} doesn't decode"
+        return image.astype(np.uint8, copy=False)
+
+
+def open_pack(path: Path) -> Pack:
+    """A pack, its JPEGs still compressed in memory."""
+    if not path.is_file():
+        raise SystemExit(f"{path} isn't there; name the folder of the data with --data")
+    with np.load(path) as archive:
+        return Pack({name: archive[name] for name in archive.files})
+
+
+@dataclass(frozen=True, slots=True)
+class Fer2013:
+    """FER2013 in the order of fer2013.csv.
+
+    images n x 48 x 48 gray, labels 0..6, usage (0 train, 1 PublicTest, 2 PrivateTest), votes n x 10 (FER+; see
+    `votes_match`), votes_match (whether the votes are this image's), dup_group (equal for byte-identical images).
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    usage: NDArray[np.uint8]
+    votes: NDArray[np.uint8]
+    votes_match: NDArray[np.bool_]
+    dup_group: NDArray[np.int32]
+
+    LABELS: ClassVar[tuple[str, ...]] = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+
+
+def load_fer2013(folder: Path) -> Fer2013:
+    """FER2013 from its folder of sheets (60 faces a row, at most 12,000 a sheet)."""
+    with np.load(folder / "meta.npz") as archive:
+        meta = {name: archive[name] for name in archive.files}
+    images = np.zeros((len(meta["labels"]), 48, 48), np.uint8)
+    for usage, name in enumerate(("train", "public", "private")):
+        faces = [_faces_of_sheet(path) for path in sorted(folder.glob(f"{name}_*.webp"))]
+        rows = np.flatnonzero(meta["usage"] == usage)
+        images[rows] = np.concatenate(faces)[: len(rows)]
+    return Fer2013(images, meta["labels"], meta["usage"], meta["votes"], meta["exact"] == 1, meta["dup_group"])
+
+
+def _faces_of_sheet(path: Path) -> NDArray[np.uint8]:
+    sheet = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    assert sheet is not None, f"{path} doesn't decode"
+    rows = sheet.reshape(sheet.shape[0] // 48, 48, 60, 48)
+    return rows.transpose(0, 2, 1, 3).reshape(-1, 48, 48)[:12000].astype(np.uint8, copy=False)
