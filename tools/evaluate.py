@@ -1,8 +1,8 @@
 """Measure a model on held-out data, through edgefer's own preprocessing and runtime, and write the figures into its card.
 
-    python tools/evaluate.py detector models/far.json
-    python tools/evaluate.py embedding models/identity-112.json
-    python tools/evaluate.py emotion models/emotion-48.json
+python tools/evaluate.py detector models/far.json
+python tools/evaluate.py embedding models/identity-112.json
+python tools/evaluate.py emotion models/emotion-48.json
 """
 
 from __future__ import annotations

@@ -36,8 +36,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("model", type=Path, help="a .keras file")
     parser.add_argument("--card", type=Path, required=True, help="the model's card, without sha256 and metrics")
-    parser.add_argument("--calibrate", type=Path, required=True, help=".npy of uint8 pictures, n x height x width x channels")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the .tflite to write; the card goes beside it")
+    parser.add_argument(
+        "--calibrate", type=Path, required=True, help=".npy of uint8 pictures, n x height x width x channels"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="the .tflite to write; the card goes beside it"
+    )
     arguments = parser.parse_args()
     pictures = np.load(arguments.calibrate)
     agreement = quantise(arguments.model, read_card(arguments.card), pictures, arguments.output)

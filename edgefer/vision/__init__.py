@@ -1,1 +1,49 @@
 """From pictures to detections, embeddings and emotions, through int8 TFLite models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgefer.messages import ModelNames
+from edgefer.settings import Settings
+from edgefer.vision.card import ModelCard
+from edgefer.vision.detector import Detector
+from edgefer.vision.embedder import Embedder
+from edgefer.vision.emotion import EmotionReader
+from edgefer.vision.model import Model, find_model
+
+
+@dataclass(frozen=True, slots=True)
+class Vision:
+    """The models, loaded; identity and emotion are None where they are off."""
+
+    detector: Detector
+    embedder: Embedder | None
+    emotion: EmotionReader | None
+
+    @property
+    def names(self) -> ModelNames:
+        """Name and version of each model."""
+        return ModelNames(
+            detector=_name(self.detector.model.card),
+            embedding=_name(self.embedder.model.card) if self.embedder else None,
+            emotion=_name(self.emotion.model.card) if self.emotion else None,
+        )
+
+
+def _name(card: ModelCard) -> str:
+    return f"{card.name} {card.version}".strip()
+
+
+def load_vision(settings: Settings, default_detector: str) -> Vision:
+    """Load the models that the settings name; ModelError says what is wrong with one."""
+    wanted, threads = settings.detector, settings.threads
+    detector = Detector(
+        Model(find_model(wanted.model or default_detector), "detector", threads), wanted.min_score, wanted.min_face_px
+    )
+    identity, emotion = settings.identity, settings.emotion
+    return Vision(
+        detector,
+        Embedder(Model(find_model(identity.model), "embedding", threads)) if identity.enabled else None,
+        EmotionReader(Model(find_model(emotion.model), "emotion", threads)) if emotion.enabled else None,
+    )

@@ -78,7 +78,7 @@ def decode_centre(outputs: Outputs, cells: NDArray[np.float32], min_score: float
 
 
 def grid_cells(width: int, height: int) -> NDArray[np.float32]:
-    """n x 3: the middle (x, y) and the stride of each cell of an edgefer-centre model, in pixels of its input."""
+    """N x 3: the middle (x, y) and the stride of each cell of an edgefer-centre model, in pixels of its input."""
     grids = []
     for stride in STRIDES:
         y, x = np.mgrid[0 : -(-height // stride), 0 : -(-width // stride)]
@@ -90,7 +90,9 @@ def _centre(model: Model) -> Callable[[Outputs, float], Candidates]:
     cells = grid_cells(model.card.input.width, model.card.input.height)
     wanted = sorted((len(cells), last) for last in (1, 4, 10))
     if sorted(model.output_shapes) != wanted:
-        raise ModelError(f"{model.path}: decoder edgefer-centre needs outputs {wanted}, the model has {model.output_shapes}")
+        raise ModelError(
+            f"{model.path}: decoder edgefer-centre needs outputs {wanted}, the model has {model.output_shapes}"
+        )
     return lambda outputs, min_score: decode_centre(outputs, cells, min_score)
 
 

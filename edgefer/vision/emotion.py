@@ -20,6 +20,7 @@ class EmotionReader:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.labels = model.card.labels
+        self.min_confidence = model.card.thresholds.get("min_confidence", 0.4)
         if model.output_shapes != [(len(self.labels),)]:
             raise ModelError(
                 f"{model.path}: the card names {len(self.labels)} labels, the model gives {model.output_shapes}"
@@ -36,5 +37,6 @@ class EmotionReader:
         (probabilities,) = self.model(crop)
         # The model ends in a softmax; its logarithm is the logits, up to a constant that the next softmax cancels.
         logits = np.log(np.maximum(probabilities, 1e-4)) / self.model.card.temperature
-        powers = np.exp(logits - logits.max())
-        return powers / powers.sum()
+        powers: Probabilities = np.exp(logits - logits.max())
+        softened: Probabilities = powers / powers.sum()
+        return softened

@@ -41,7 +41,9 @@ class Model:
 
     def __init__(self, path: Path, task: Task, threads: int = 1) -> None:
         if not RUNTIME:
-            raise ModelError("no TFLite runtime is installed: pip install ai-edge-litert (or tflite-runtime with numpy<2)")
+            raise ModelError(
+                "no TFLite runtime is installed: pip install ai-edge-litert (or tflite-runtime with numpy<2)"
+            )
         self.path = path
         self.card = read_card(path.with_suffix(".json"))
         content = _read(path)
@@ -78,6 +80,11 @@ def find_model(name: str) -> Path:
         known = ", ".join(sorted(p.stem for p in shipped.glob("*.tflite"))) or "none"
         raise ModelError(f"there is no model named {name!r} (shipped: {known}); a path to a .tflite works too")
     return shipped / f"{name}.tflite"
+
+
+def find_card(name: str) -> ModelCard:
+    """The card of the model that a setting names."""
+    return read_card(find_model(name).with_suffix(".json"))
 
 
 def models_folder() -> Path:

@@ -7,6 +7,7 @@ model meets in use what it met in training.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -63,7 +64,8 @@ def crop_matrix(face: Detection, crop: Crop, width: int, height: int) -> Matrix:
     # In units of the crop's side: first about its middle, then to pixels.
     matrix[:, 2] = (matrix[:, 2] - 0.5 - np.array(crop.shift) * crop.scale) / crop.scale + 0.5
     matrix[:, :2] /= crop.scale
-    return matrix * np.array([[width], [height]])
+    pixels: Matrix = matrix * np.array([[width], [height]])
+    return pixels
 
 
 def align(landmarks: Landmarks) -> Matrix:
@@ -106,8 +108,9 @@ def normalise(image: Image, model_input: ModelInput) -> NDArray[np.float32]:
     return image.astype(np.float32) * np.float32((high - low) / 255) + np.float32(low)
 
 
-def quantised_values(model_input: ModelInput, dtype: np.dtype[np.generic], scale: float, zero: int) -> NDArray[np.generic]:
+def quantised_values(model_input: ModelInput, dtype: np.dtype[Any], scale: float, zero: int) -> NDArray[Any]:
     """What each of the 256 pixel values becomes at a quantised input: normalised, then by the file's scale and zero."""
     floats = normalise(np.arange(256, dtype=np.uint8), model_input)
     limits = np.iinfo(dtype)
-    return np.clip(np.round(floats / scale) + zero, limits.min, limits.max).astype(dtype)
+    values: NDArray[Any] = np.clip(np.round(floats / scale) + zero, limits.min, limits.max).astype(dtype)
+    return values

@@ -1,0 +1,125 @@
+"""Pictures and videos, once, without a broker: each picture or video frame is decided alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import cv2
+
+from edgefer import emotions
+from edgefer.cameras import EndOfStream, open_camera, parse_uri
+from edgefer.errors import InputError
+from edgefer.gallery import open_gallery
+from edgefer.identify import identity_rule
+from edgefer.messages import Detection, Emotion, FaceReading, Identity, Image, PictureReading
+from edgefer.payload import to_json
+from edgefer.report import pixel_box, pixel_points
+from edgefer.settings import Settings
+from edgefer.vision import load_vision
+from edgefer.vision.quality import rate
+
+DEFAULT_DETECTOR = "far"
+"""Photos hold rooms and groups, and there's time."""
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+
+Read = Callable[[Image], tuple[FaceReading, ...]]
+
+
+def analyze(settings: Settings, files: Sequence[str], *, as_json: bool) -> int:
+    """Print what is in each file; a file that can't be read is told, and the others are read all the same.
+
+    The exit code: 0, or that of the last file that couldn't be read.
+    """
+    code = 0
+    with ExitStack() as parts:
+        read = reader(settings, parts)
+        for file in files:
+            try:
+                for picture in read_file(file, settings, read):
+                    sys.stdout.write(to_json(picture).decode() + "\n" if as_json else table(picture))
+            except InputError as error:
+                sys.stdout.flush()
+                print(f"edgefer: {error}", file=sys.stderr)
+                code = error.exit_code
+    return code
+
+
+def reader(settings: Settings, parts: ExitStack) -> Read:
+    """What reads the faces of one picture; `parts` closes the gallery that it looks into."""
+    vision = load_vision(settings, DEFAULT_DETECTOR)
+    identify: Callable[[Image, Detection], Identity] = lambda *_: Identity("off")  # noqa: E731  # two ways to be off
+    read_emotion: Callable[[Image, Detection], Emotion] = lambda *_: Emotion("off")  # noqa: E731
+    if embed := vision.embedder:
+        gallery = parts.enter_context(closing(open_gallery(settings, embed.model.card)))
+        rule = identity_rule(settings, embed.model.card)
+
+        def identify(image: Image, face: Detection) -> Identity:
+            return rule.decide(None if gallery.is_empty else gallery.match(embed(image, face)))
+
+    if emotion := vision.emotion:
+
+        def read_emotion(image: Image, face: Detection) -> Emotion:
+            return emotions.decide(emotion(image, face), emotion.labels, emotion.min_confidence)
+
+    def read(image: Image) -> tuple[FaceReading, ...]:
+        height, width = image.shape[:2]
+        return tuple(
+            FaceReading(
+                bbox=pixel_box(face.box, width, height),
+                score=face.score,
+                landmarks=pixel_points(face.landmarks),
+                identity=identify(image, face),
+                emotion=read_emotion(image, face),
+                quality=rate(image, face),
+            )
+            for face in vision.detector(image)
+        )
+
+    return read
+
+
+def read_file(file: str, settings: Settings, read: Read) -> Iterator[PictureReading]:
+    """The picture, or the frames of the video, in a file; InputError when it can't be read."""
+    for time_s, image in _pictures(file, settings):
+        height, width = image.shape[:2]
+        yield PictureReading(file=file, time_s=time_s, width=width, height=height, faces=read(image))
+
+
+def _pictures(file: str, settings: Settings) -> Iterator[tuple[float | None, Image]]:
+    if Path(file).suffix.lower() in IMAGE_SUFFIXES:
+        yield None, read_image(Path(file))
+        return
+    with closing(open_camera(parse_uri(file), settings.frame)) as video:
+        try:
+            while True:
+                picture = video.read()
+                yield picture.stream_s, picture.image
+        except EndOfStream:
+            return
+
+
+def read_image(path: Path) -> Image:
+    """A picture from a file, BGR, turned upright as its EXIF data says; InputError when it can't be read."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise InputError(f"{path}: not a picture that can be read ({path.stat().st_size} bytes); is it whole?")
+    return image
+
+
+def table(picture: PictureReading) -> str:
+    """One picture's faces for people, a line each."""
+    when = "" if picture.time_s is None else f" at {picture.time_s:.2f} s"
+    lines = [f"{picture.file}{when}: {picture.width}x{picture.height}, {len(picture.faces)} face(s)"]
+    for face in picture.faces:
+        who = face.identity.name or face.identity.status
+        feels = face.emotion.label or face.emotion.status
+        sure = "" if face.emotion.confidence is None else f" {face.emotion.confidence:4.0%}"
+        box = face.bbox
+        place = f"{box.width}x{box.height} at {box.x},{box.y}"
+        lines.append(f"  {who:<20} {feels + sure:<16} {place:<20} score {face.score:.2f}")
+    return "\n".join(lines) + "\n"

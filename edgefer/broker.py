@@ -1,0 +1,333 @@
+"""One connection to an MQTT broker; and when there is none, why, and what to do about it.
+
+MQTT 5 is spoken first, 3.1.1 with brokers that don't know it. A connection that broke is never mended: the next one
+starts afresh, so that paho resends nothing by itself, and the sink decides what is sent again and how it is marked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import re
+import select
+import socket
+import ssl
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import paho.mqtt.client as paho
+from paho.mqtt import MQTTException
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from edgefer.errors import BrokerError
+from edgefer.settings import MqttSettings, Settings
+
+ANSWER_TIMEOUT_S = 5.0
+"""How long a broker may take to let us in."""
+KEEPALIVE_S = 15
+"""A broker that is silent for so long is asked, and after as long again is given up. A dead daemon's last will comes
+after one and a half times this."""
+IN_FLIGHT = 20
+"""So many messages may be on their way at once, fewer if the broker says so: enough for a long line to be busy."""
+STALL_S = 1.0
+"""No more is sent once an acknowledgement is missing for so long. What is sent can't be called back: a broker that
+hangs and wakes up later would hand it on as if it were new, whereas what is kept here can still be marked as late."""
+
+Acknowledged = Callable[[str | None], None]
+"""Is told what became of a message: None when the broker took it, else why it didn't."""
+
+
+def connect(settings: Settings, client_id: str, will_topic: str | None = None) -> Connection:
+    """A connection that the broker has accepted; BrokerError says why there is none, and what to do.
+
+    `will_topic` is where the broker publishes `offline`, retained, when the connection ends without a good-bye.
+    """
+    try:
+        return _connect(settings.mqtt, MQTTProtocolVersion.MQTTv5, client_id, will_topic)
+    except _NotUnderstoodError:
+        # An older broker refuses the version, or hangs up. Asked anew each time: it may be a newer one by now.
+        return _connect(settings.mqtt, MQTTProtocolVersion.MQTTv311, client_id, will_topic)
+
+
+def check_broker(settings: Settings) -> None:
+    """Connect once; BrokerError says why that fails, and what to do."""
+    with contextlib.closing(connect(settings, client_id(settings) + "-check")) as connection:
+        connection.say_goodbye()
+
+
+def client_id(settings: Settings) -> str:
+    """The name that the broker knows this daemon by: the device's, with a few letters that tell daemons apart.
+
+    It is the same after a restart: a broker that still holds the connection of before then ends that one, and its last
+    will, before it lets us in; otherwise its `offline` would come minutes later and overwrite our `online`. And it
+    differs between daemons that share a device's name by mistake: with one name they would throw each other out.
+    """
+    daemon = f"edgefer {_machine_id()} {settings.camera} {settings.state_dir}"
+    device = re.sub("[^A-Za-z0-9_-]", "_", settings.device)
+    return f"edgefer-{device}-{hashlib.sha256(daemon.encode()).hexdigest()[:8]}"
+
+
+def where(settings: MqttSettings) -> str:
+    """The broker, for people."""
+    return f"the broker at {settings.host}:{settings.actual_port}"
+
+
+class Connection:
+    """A connection that the broker has accepted. Not thread-safe: one thread owns it."""
+
+    def __init__(self, settings: MqttSettings, version: MQTTProtocolVersion, client_id: str, will: str | None) -> None:
+        self._settings = settings
+        self._where = where(settings)
+        self._version = version
+        self._unacknowledged: dict[int, tuple[float, Acknowledged]] = {}
+        self._window = IN_FLIGHT
+        self._accepted = False
+        self._refusal: ReasonCode | None = None
+        self._goodbye: str | None = None
+        self._client = paho.Client(CallbackAPIVersion.VERSION2, client_id, protocol=version, reconnect_on_failure=False)
+        self._client.connect_timeout = ANSWER_TIMEOUT_S
+        self._client.on_connect = self._on_connect
+        self._client.on_publish = self._on_publish
+        self._client.on_disconnect = self._on_disconnect
+        if will is not None:
+            self._client.will_set(will, "offline", qos=1, retain=True)
+        if settings.username is not None:
+            self._client.username_pw_set(settings.username, _password(settings))
+        if settings.tls:
+            self._client.tls_set_context(_tls_context(settings))
+
+    def close(self) -> None:
+        """Hang up; without a good-bye before, the broker publishes the last will."""
+        if (connection := self._client.socket()) is not None:
+            connection.close()
+
+    @property
+    def protocol(self) -> str:
+        """What is spoken, for people."""
+        return "MQTT 5" if self._version == MQTTProtocolVersion.MQTTv5 else "MQTT 3.1.1"
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything is acknowledged."""
+        return not self._unacknowledged
+
+    @property
+    def silent_s(self) -> float:
+        """For how many seconds the oldest message has been waiting for its acknowledgement."""
+        oldest = next(iter(self._unacknowledged.values()), None)
+        return 0.0 if oldest is None else time.monotonic() - oldest[0]
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a message may be sent now."""
+        return len(self._unacknowledged) < self._window and self.silent_s < STALL_S
+
+    def open(self) -> None:
+        """Connect, and wait until the broker has accepted us."""
+        patience_until = time.monotonic() + ANSWER_TIMEOUT_S
+        try:
+            self._client.connect(self._settings.host, self._settings.actual_port, KEEPALIVE_S)
+        except (OSError, UnicodeError) as error:
+            raise BrokerError(_why_unreachable(error, self._settings)) from error
+        if isinstance(connection := self._client.socket(), socket.socket):
+            # Otherwise Nagle's algorithm holds back what follows an unacknowledged packet: 23 ms a message, not 0.6.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while not self._accepted:
+            self.exchange(0.5)
+            if time.monotonic() > patience_until:
+                raise BrokerError(_why_unreachable(TimeoutError(), self._settings))
+
+    def publish(
+        self, topic: str, payload: bytes, acknowledged: Acknowledged, *, retain: bool, expiry_s: float | None = None
+    ) -> None:
+        """Send a message, which the broker (MQTT 5) throws away after `expiry_s` seconds."""
+        properties = None
+        if expiry_s is not None and self._version == MQTTProtocolVersion.MQTTv5:
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho's
+            properties.MessageExpiryInterval = max(1, math.ceil(expiry_s))
+        sent = self._client.publish(topic, payload, qos=1, retain=retain, properties=properties)
+        self._unacknowledged[sent.mid] = time.monotonic(), acknowledged
+
+    def exchange(self, timeout_s: float, bell: socket.socket | None = None) -> None:
+        """Wait until the broker or the `bell` has something, for at most `timeout_s`, and deal with what came.
+
+        BrokerError when the connection is no more.
+        """
+        connection = self._client.socket()
+        # What TLS has decrypted already makes the socket readable no more.
+        if connection is not None and not (isinstance(connection, ssl.SSLSocket) and connection.pending()):
+            poll = select.poll()
+            poll.register(connection, select.POLLIN | (select.POLLOUT if self._client.want_write() else 0))
+            if bell is not None:
+                poll.register(bell, select.POLLIN)
+            poll.poll(timeout_s * 1000)
+        try:
+            self._client.loop_read()
+            self._client.loop_write()
+            self._client.loop_misc()
+        except (MQTTException, struct.error, LookupError, ValueError) as error:
+            raise BrokerError(f"{self._where} sends something that isn't MQTT; {_CHECK_ADDRESS}") from error
+        if self._client.socket() is None:
+            raise self._lost()
+
+    def say_goodbye(self) -> None:
+        """End the connection in good order: the broker forgets the last will."""
+        self._client.disconnect()
+
+    def _on_connect(
+        self,
+        _client: paho.Client,
+        _data: None,
+        _flags: paho.ConnectFlags,
+        reason: ReasonCode,
+        properties: Properties | None,
+    ) -> None:
+        if reason.is_failure:
+            self._refusal = reason
+            return
+        self._accepted = True
+        self._window = min(IN_FLIGHT, getattr(properties, "ReceiveMaximum", IN_FLIGHT))
+
+    def _on_publish(
+        self, _client: paho.Client, _data: None, mid: int, reason: ReasonCode, _properties: Properties | None
+    ) -> None:
+        _, acknowledged = self._unacknowledged.pop(mid)
+        acknowledged(reason.getName().lower() if reason.is_failure else None)
+
+    def _on_disconnect(
+        self,
+        _client: paho.Client,
+        _data: None,
+        flags: paho.DisconnectFlags,
+        reason: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        if flags.is_disconnect_packet_from_server or reason == "Keep alive timeout":
+            self._goodbye = reason.getName().lower()
+
+    def _lost(self) -> BrokerError:
+        if self._refusal == "Unsupported protocol version":
+            return _NotUnderstoodError(f"{self._where} speaks neither MQTT 5 nor 3.1.1")
+        if self._refusal is not None:
+            return BrokerError(_why_refused(self._refusal, self._settings))
+        if not self._accepted:
+            return _NotUnderstoodError(f"{self._where} hangs up without an answer; {_what_it_wants(self._settings)}")
+        if self._goodbye == "session taken over":
+            return BrokerError(
+                f"another client took our place at {self._where}; give each edgefer a name of its own in EDGEFER_DEVICE"
+            )
+        return BrokerError(f"lost {self._where}: {self._goodbye or 'the connection was closed'}")
+
+
+class _NotUnderstoodError(BrokerError):
+    """The broker refuses this version of MQTT, or hangs up without an answer."""
+
+
+def _connect(settings: MqttSettings, version: MQTTProtocolVersion, client_id: str, will: str | None) -> Connection:
+    connection = Connection(settings, version, client_id, will)
+    try:
+        connection.open()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _machine_id() -> str:
+    try:
+        return Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _password(settings: MqttSettings) -> str | None:
+    try:
+        return settings.read_password()
+    except (OSError, UnicodeError) as error:
+        # The error's own text could quote what it read.
+        reason = error.strerror if isinstance(error, OSError) else "it isn't text"
+        raise BrokerError(f"EDGEFER_MQTT__PASSWORD_FILE={settings.password_file} can't be read: {reason}") from error
+
+
+def _tls_context(settings: MqttSettings) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=settings.ca_file)
+    except OSError as error:
+        raise BrokerError(
+            f"EDGEFER_MQTT__CA_FILE={settings.ca_file} holds no certificate in PEM format ({_reason(error)})"
+        ) from error
+    if settings.cert_file and settings.key_file:
+        try:
+            # A key with a passphrase would ask for it on the terminal; an empty one is refused.
+            context.load_cert_chain(settings.cert_file, settings.key_file, password="")
+        except OSError as error:
+            raise BrokerError(
+                f"EDGEFER_MQTT__CERT_FILE={settings.cert_file} and EDGEFER_MQTT__KEY_FILE={settings.key_file} must be "
+                f"a certificate and its key, in PEM format, the key without a passphrase ({_reason(error)})"
+            ) from error
+    return context
+
+
+_CHECK_ADDRESS = "check EDGEFER_MQTT__HOST and EDGEFER_MQTT__PORT"
+_NOT_YET_VALID, _EXPIRED, _WRONG_NAME, _WRONG_ADDRESS = 9, 10, 62, 64
+"""X509_V_ERR_... of OpenSSL's x509_vfy.h."""
+
+
+def _why_unreachable(error: Exception, settings: MqttSettings) -> str:
+    broker = where(settings)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _why_untrusted(error, settings)
+    if isinstance(error, (ssl.SSLError, ConnectionResetError)):
+        return (
+            f"{broker} doesn't speak TLS as we do ({_reason(error)}); check EDGEFER_MQTT__PORT (TLS is often on 8883) "
+            "and EDGEFER_MQTT__CERT_FILE, or set EDGEFER_MQTT__TLS=false"
+        )
+    if isinstance(error, (socket.gaierror, UnicodeError)):
+        return f"the name of {broker} can't be resolved ({_reason(error)}); check EDGEFER_MQTT__HOST and the network"
+    if isinstance(error, TimeoutError):
+        return (
+            f"{broker} doesn't answer within {ANSWER_TIMEOUT_S:.0f} s; {_CHECK_ADDRESS}, the network and the firewall"
+        )
+    return f"{broker} can't be reached: {_reason(error).lower()}; is it running there? Otherwise {_CHECK_ADDRESS}"
+
+
+def _why_untrusted(error: ssl.SSLCertVerificationError, settings: MqttSettings) -> str:
+    if error.verify_code == _NOT_YET_VALID:
+        advice = "check this machine's clock"
+    elif error.verify_code == _EXPIRED:
+        advice = "the broker needs a new one; if it has, check this machine's clock"
+    elif error.verify_code in {_WRONG_NAME, _WRONG_ADDRESS}:
+        advice = "set EDGEFER_MQTT__HOST to the name in the certificate"
+    else:
+        advice = "set EDGEFER_MQTT__CA_FILE to the certificate of the authority that signed it"
+    return f"the certificate of {where(settings)} isn't trusted: {error.verify_message}; {advice}"
+
+
+def _why_refused(reason: ReasonCode, settings: MqttSettings) -> str:
+    refusal = f"{where(settings)} refuses us: {reason.getName().lower()}"
+    if reason not in ("Bad user name or password", "Not authorized"):
+        return f"{refusal}; the broker's log says more"
+    if settings.username is None:
+        return f"{refusal}; set EDGEFER_MQTT__USERNAME and EDGEFER_MQTT__PASSWORD (or EDGEFER_MQTT__PASSWORD_FILE)"
+    password = "EDGEFER_MQTT__PASSWORD_FILE" if settings.password_file else "EDGEFER_MQTT__PASSWORD"
+    return f"{refusal}; check EDGEFER_MQTT__USERNAME={settings.username}, {password}, and what that user is allowed"
+
+
+def _what_it_wants(settings: MqttSettings) -> str:
+    if not settings.tls:
+        return f"if that port is for TLS, set EDGEFER_MQTT__TLS=true; else {_CHECK_ADDRESS}"
+    if settings.cert_file is None:
+        return "if it asks for a client certificate, set EDGEFER_MQTT__CERT_FILE and EDGEFER_MQTT__KEY_FILE"
+    return f"it may not accept EDGEFER_MQTT__CERT_FILE={settings.cert_file}"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return error.reason.replace("_", " ").lower()
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -1,0 +1,37 @@
+"""The product in one loop: a frame comes in, faces are found, followed, named and read, and events go out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from edgefer.messages import Detection, Face, Frame, Image, Message, Track
+
+Detect = Callable[[Image], Sequence[Detection]]
+TrackFaces = Callable[[Frame, Sequence[Detection]], Sequence[Track]]
+RateFaces = Callable[[Frame, Sequence[Track]], Sequence[Face]]
+DescribeFaces = Callable[[Frame, Sequence[Face]], Sequence[Face]]
+Report = Callable[[Frame, Sequence[Face]], list[Message]]
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """The stages, in order; identity and emotion are None where they are off."""
+
+    detect: Detect
+    track: TrackFaces
+    rate: RateFaces
+    identify: DescribeFaces | None
+    read_emotions: DescribeFaces | None
+    report: Report
+
+    def __call__(self, frame: Frame) -> list[Message]:
+        """What there is to tell after this frame."""
+        detections = self.detect(frame.image)
+        tracks = self.track(frame, detections)
+        faces = self.rate(frame, tracks)
+        if self.identify:
+            faces = self.identify(frame, faces)
+        if self.read_emotions:
+            faces = self.read_emotions(frame, faces)
+        return self.report(frame, faces)

@@ -1,0 +1,135 @@
+"""The daemon: builds the parts from the settings, starts, watches and stops them."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from datetime import datetime, timezone
+
+from edgefer import machine
+from edgefer.cameras import EndOfStream, open_camera, parse_uri
+from edgefer.emotions import EmotionWatcher
+from edgefer.gallery import open_gallery
+from edgefer.health import HealthMonitor, Stopwatch
+from edgefer.identify import Identifier, identity_rule
+from edgefer.latest import Latest
+from edgefer.messages import Frame, Message
+from edgefer.pipeline import Pipeline
+from edgefer.report import Origin, Reporter
+from edgefer.settings import Settings
+from edgefer.sinks import Sink, open_sinks
+from edgefer.tracker import Tracker
+from edgefer.vision import Vision, load_vision
+from edgefer.vision.model import RUNTIME
+from edgefer.vision.quality import QualityRater
+
+log = logging.getLogger(__name__)
+
+DEFAULT_DETECTOR = "near"
+"""The faces of people at a door or before a screen, in a third of the time of `far`."""
+TICK_S = 0.2
+"""How long the loop waits for a frame before it looks whether to stop, or whether health is due."""
+CLOSE_SINKS_S, CLOSE_CAMERA_S = 0.5, 0.2
+"""How long what waits may take to go out at stop; together with a tick under a second."""
+
+
+def run(settings: Settings, stop: threading.Event) -> None:
+    """Run until `stop` is set or a file is played to its end; the camera and the broker may come and go meanwhile."""
+    with ExitStack() as parts:
+        origin = Origin(settings.device, uuid.uuid4().hex)
+        stopwatch = Stopwatch()
+        vision = load_vision(settings, DEFAULT_DETECTOR)
+        reporter = Reporter(origin, settings.events.interval_s, machine.is_clock_synced)
+        pipeline = Pipeline(
+            detect=stopwatch.timed("detect", vision.detector),
+            track=Tracker(origin.boot_id),
+            rate=QualityRater(),
+            identify=_identifier(settings, vision, stopwatch, parts),
+            read_emotions=_emotion_watcher(vision, stopwatch),
+            report=reporter,
+        )
+        health = HealthMonitor(origin, vision.names, RUNTIME, stopwatch)
+        sinks = parts.enter_context(_opened(open_sinks(settings)))
+        publish(sinks, None, [reporter.presence(datetime.now(timezone.utc))])
+        camera = Latest(lambda: open_camera(parse_uri(settings.camera), settings.frame), settings.frame)
+        parts.callback(camera.close, CLOSE_CAMERA_S)
+        try:
+            watch(camera, pipeline, reporter, health, sinks, stop)
+        finally:
+            publish(sinks, None, reporter.end())
+
+
+def _identifier(settings: Settings, vision: Vision, stopwatch: Stopwatch, parts: ExitStack) -> Identifier | None:
+    if vision.embedder is None:
+        return None
+    gallery = parts.enter_context(closing(open_gallery(settings, vision.embedder.model.card)))
+    rule = identity_rule(settings, vision.embedder.model.card)
+    return Identifier(stopwatch.timed("embed", vision.embedder), gallery, rule)
+
+
+def _emotion_watcher(vision: Vision, stopwatch: Stopwatch) -> EmotionWatcher | None:
+    reader = vision.emotion
+    return EmotionWatcher(stopwatch.timed("emotion", reader), reader.labels, reader.min_confidence) if reader else None
+
+
+def watch(
+    camera: Latest,
+    pipeline: Pipeline,
+    reporter: Reporter,
+    health: HealthMonitor,
+    sinks: Sequence[Sink],
+    stop: threading.Event,
+) -> None:
+    """Take frame after frame through the pipeline to the sinks."""
+    while not stop.is_set():
+        try:
+            frame = camera.next(TICK_S)
+        except EndOfStream:
+            log.info("the file is played to its end")
+            return
+        if frame is not None:
+            publish(sinks, frame, pipeline(frame))
+            health.frame_done(frame)
+        elif camera.state.problem and reporter.has_faces:
+            publish(sinks, None, reporter.end())  # nobody is known to be in view of a lost camera
+        told = health.due(camera.state, [sink.state for sink in sinks])
+        if told:
+            publish(sinks, None, [told])
+
+
+def publish(sinks: Sequence[Sink], frame: Frame | None, messages: Sequence[Message]) -> None:
+    """Hand messages to every sink."""
+    for sink in sinks:
+        sink.publish(frame, messages)
+
+
+@contextmanager
+def _opened(sinks: Sequence[Sink]) -> Iterator[Sequence[Sink]]:
+    """The sinks, closed in the end with time to bring out what waits."""
+    try:
+        yield sinks
+    finally:
+        for sink in sinks:
+            sink.close(CLOSE_SINKS_S)
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set; a second signal ends the process at once."""
+    stop = threading.Event()
+
+    def ask(number: int, _: object) -> None:
+        log.info("%s: stopping", signal.Signals(number).name)
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    former = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

@@ -1,0 +1,330 @@
+"""Every EDGEFER_ variable, its meaning and its default.
+
+Values come from the environment, then systemd credentials ($CREDENTIALS_DIRECTORY), then a `.env` file in the current
+folder. docs/settings.md is generated from this file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from dotenv import dotenv_values
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    NestedSecretsSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from edgefer.errors import SettingsError
+
+PREFIX = "EDGEFER_"
+ENV_FILE = Path(".env")
+
+Score = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Group(BaseModel):
+    """A group of settings: its variables are EDGEFER_GROUP__NAME."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class FrameSettings(Group):
+    """What is asked of the camera, and how its picture is turned upright."""
+
+    width: Annotated[int, Field(ge=64, le=7680)] = 640
+    """Width asked of a camera, in pixels; the camera may give another."""
+    height: Annotated[int, Field(ge=64, le=4320)] = 480
+    """Height asked of a camera, in pixels."""
+    fps: Annotated[float, Field(gt=0, le=240)] = 30
+    """Frames a second asked of a camera."""
+    rotation: Literal[0, 90, 180, 270] = 0
+    """Turn the picture clockwise by this many degrees, for a camera that is mounted so."""
+    mirror: bool = False
+    """Swap left and right."""
+
+    @field_validator("rotation", mode="before")
+    @classmethod
+    def _number(cls, value: object) -> object:
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+class MqttSettings(Group):
+    """The broker."""
+
+    host: Annotated[str, Field(min_length=1)] = "localhost"
+    """Name or address of the broker."""
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Port of the broker; 1883, or 8883 with TLS, when not set."""
+    username: str | None = None
+    """User, where the broker asks for one."""
+    password: SecretStr | None = None
+    """Password of that user. A file or a systemd credential keeps it out of the process's environment."""
+    password_file: Path | None = None
+    """A file that holds the password, instead of EDGEFER_MQTT__PASSWORD."""
+    tls: bool = False
+    """Encrypt, and check the broker's certificate."""
+    ca_file: Path | None = None
+    """PEM file of the authority that signed the broker's certificate; the system's authorities when not set."""
+    cert_file: Path | None = None
+    """PEM file of the client certificate, where the broker asks for one."""
+    key_file: Path | None = None
+    """PEM file of the client certificate's key."""
+    prefix: str = "edgefer"
+    """The first part of every topic; the second is the device's name."""
+
+    @field_validator("prefix")
+    @classmethod
+    def _topic(cls, value: str) -> str:
+        if not all(_is_topic_level(level) for level in value.split("/")):
+            raise ValueError("a topic's part may not be empty nor hold `+`, `#` or control characters")
+        return value
+
+    @field_validator("password_file", "ca_file", "cert_file", "key_file")
+    @classmethod
+    def _readable(cls, value: Path | None) -> Path | None:
+        if value is not None and not os.access(value, os.R_OK):
+            raise ValueError(f"{value} isn't there or can't be read")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MqttSettings:
+        if self.password is not None and self.password_file is not None:
+            raise ValueError("set only one of EDGEFER_MQTT__PASSWORD and EDGEFER_MQTT__PASSWORD_FILE")
+        if (self.password is not None or self.password_file is not None) and self.username is None:
+            raise ValueError("a password needs EDGEFER_MQTT__USERNAME")
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("EDGEFER_MQTT__CERT_FILE and EDGEFER_MQTT__KEY_FILE go together")
+        if not self.tls and (self.ca_file or self.cert_file):
+            raise ValueError("a certificate is of use only with EDGEFER_MQTT__TLS=true")
+        return self
+
+    @property
+    def actual_port(self) -> int:
+        """The port that is connected to."""
+        return self.port or (8883 if self.tls else 1883)
+
+    def read_password(self) -> str | None:
+        """The password, from wherever it is kept."""
+        if self.password_file is not None:
+            return self.password_file.read_text().rstrip("\r\n")
+        return None if self.password is None else self.password.get_secret_value()
+
+
+class EventsSettings(Group):
+    """How often, and for how long, events are worth sending."""
+
+    interval_s: Annotated[float, Field(ge=0.1, le=3600)] = 5
+    """Seconds between `updated` events of a face that stays in view and doesn't change."""
+    expiry_s: Annotated[float, Field(ge=1, le=604800)] = 3600
+    """Seconds after which an event that couldn't be sent is dropped, and a broker drops it (MQTT 5)."""
+
+
+class DetectorSettings(Group):
+    """Finding faces."""
+
+    model: Annotated[str, Field(min_length=1)] | None = None
+    """A shipped model's name or a path to a .tflite with its card; when not set, `near`, and `far` for `analyze`."""
+    min_score: Score | None = None
+    """How sure the detector must be of a face; the card's threshold when not set."""
+    min_face_px: Annotated[float, Field(ge=0)] = 0
+    """Faces smaller than this (the side of the square of the box's area, in pixels of the frame) are left out."""
+
+
+class IdentitySettings(Group):
+    """Telling who it is."""
+
+    enabled: bool = True
+    """Compare faces with the people who were enrolled."""
+    model: Annotated[str, Field(min_length=1)] = "identity-112"
+    """A shipped model's name, or a path to a .tflite with its card."""
+    threshold: Score | None = None
+    """The cosine from which a face is somebody known; the card's threshold when not set. Higher is stricter."""
+
+
+class EmotionSettings(Group):
+    """Reading emotions."""
+
+    enabled: bool = True
+    """Read the emotion of each face."""
+    model: Annotated[str, Field(min_length=1)] = "emotion-48"
+    """A shipped model's name, or a path to a .tflite with its card."""
+
+
+class GallerySettings(Group):
+    """The people we know."""
+
+    key: SecretStr | None = None
+    """A secret that seals the stored faces with AES-GCM (needs the `seal` extra); best as a systemd credential."""
+
+
+def _is_topic_level(text: str) -> bool:
+    return bool(text) and text.isprintable() and not set("+#") & set(text)
+
+
+def _default_state_dir() -> Path:
+    # systemd gives one folder, or several with colons between; ours is the first.
+    if folder := os.environ.get("STATE_DIRECTORY", "").split(":")[0]:
+        return Path(folder)
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "edgefer"
+
+
+class Settings(BaseSettings):
+    """All settings of edgefer."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        env_file=ENV_FILE,
+        env_ignore_empty=True,
+        extra="ignore",  # a .env may hold other programs' variables; our own unknown names are found by load_settings
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    device: Annotated[str, Field(max_length=64)] = Field(default_factory=socket.gethostname)
+    """The name of this machine in topics and events; the host's name when not set. Not with `+`, `#` or `/`."""
+    camera: Annotated[str, Field(min_length=1)] = "auto"
+    """The camera's URI, as docs/cameras.md lists them; `auto` takes the first camera found."""
+    state_dir: Path = Field(default_factory=_default_state_dir)
+    """Where the gallery is kept; $STATE_DIRECTORY, else edgefer/ in the XDG state folder, when not set."""
+    sinks: Annotated[str, Field(pattern=r"^[a-z]+(,[a-z]+)*$")] = "mqtt"
+    """Where events go: `mqtt`, `stdout` (JSON lines), or both with a comma between."""
+    threads: Annotated[int, Field(ge=1, le=64)] = 1
+    """Threads a model runs on. One is best where one face is in view; two help a Pi with many."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much is logged."""
+    frame: FrameSettings = FrameSettings()
+    mqtt: MqttSettings = MqttSettings()
+    events: EventsSettings = EventsSettings()
+    detector: DetectorSettings = DetectorSettings()
+    identity: IdentitySettings = IdentitySettings()
+    emotion: EmotionSettings = EmotionSettings()
+    gallery: GallerySettings = GallerySettings()
+
+    @field_validator("device")
+    @classmethod
+    def _topic(cls, value: str) -> str:
+        if not _is_topic_level(value) or "/" in value:
+            raise ValueError(
+                "the name is a part of every topic: it may not be empty nor hold `/`, `+`, `#` or control characters"
+            )
+        return value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003  # the signature is pydantic's
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment over credentials over .env."""
+        credentials = NestedSecretsSettingsSource(
+            file_secret_settings, secrets_dir=_credentials_folder(), secrets_dir_missing="ok"
+        )
+        return init_settings, env_settings, credentials, dotenv_settings
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One variable: its name, what it means, its default, whether it is a secret, and which values it takes."""
+
+    name: str
+    path: tuple[str, ...]
+    meaning: str
+    default: str
+    secret: bool
+    group: str
+
+
+def variables() -> Iterator[Variable]:
+    """Every variable, in the order of the settings above."""
+    yield from _variables(Settings, (), "")
+
+
+def _variables(model: type[BaseModel], path: tuple[str, ...], group: str) -> Iterator[Variable]:
+    for name, field in model.model_fields.items():
+        here = (*path, name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _variables(field.annotation, here, (field.annotation.__doc__ or "").strip())
+            continue
+        secret = SecretStr in (field.annotation, *get_args(field.annotation))
+        default = "" if field.default_factory or field.default is None else show(field.default)
+        yield Variable(PREFIX + "__".join(here).upper(), here, field.description or "", default, secret, group)
+
+
+def show(value: object) -> str:
+    """A value as one would write it in an environment variable; a secret as asterisks."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else str(value)
+
+
+def load_settings(**overrides: object) -> Settings:
+    """The settings of this process; SettingsError lists everything that is wrong with them.
+
+    `overrides` are what a command fixes for itself; they win over every variable.
+    """
+    problems = [*_unknown_names()]
+    try:
+        settings = Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks them
+    except ValidationError as error:
+        secrets = {variable.path for variable in variables() if variable.secret}
+        problems += [_explain(details, secrets) for details in error.errors()]
+    except UnicodeDecodeError as error:
+        problems.append(f"{ENV_FILE} or a credential isn't text: {error.reason}")
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise SettingsError(
+            f"{len(problems)} problem(s) with the settings (`edgefer settings` lists them all):\n{listed}"
+        )
+    return settings
+
+
+def _unknown_names() -> Iterator[str]:
+    known = [variable.name for variable in variables()]
+    credentials = _credentials_folder()
+    places: list[tuple[str, list[str]]] = [("the environment", list(os.environ))]
+    if credentials is not None and credentials.is_dir():
+        places.append((str(credentials), [path.name for path in credentials.iterdir()]))
+    if ENV_FILE.is_file():
+        places.append((str(ENV_FILE), list(dotenv_values(ENV_FILE))))
+    for place, names in places:
+        for name in names:
+            if name.upper().startswith(PREFIX) and name.upper() not in known:
+                nearest = difflib.get_close_matches(name.upper(), known, 1)
+                hint = f"; did you mean {nearest[0]}?" if nearest else ""
+                yield f"{name} (in {place}): there is no such setting{hint}"
+
+
+def _credentials_folder() -> Path | None:
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    return Path(folder) if folder else None
+
+
+def _explain(details: ErrorDetails, secrets: set[tuple[str, ...]]) -> str:
+    path = tuple(str(part) for part in details["loc"] if part in _names)
+    name = PREFIX + "__".join(path).upper()
+    message = details["msg"].removeprefix("Value error, ")
+    if isinstance(details["input"], (dict, BaseModel)) or path in secrets:
+        return f"{name}: {message}" if path in {v.path for v in variables()} else message
+    return f"{name}={details['input']}: {message}"
+
+
+_names = {part for variable in variables() for part in variable.path}

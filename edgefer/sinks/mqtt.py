@@ -1,0 +1,214 @@
+"""Messages to an MQTT broker: face events one by one and complete, presence and health as the newest of each.
+
+docs/mqtt.md tells what a subscriber sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from edgefer.broker import Connection, check_broker, client_id, connect, where
+from edgefer.errors import BrokerError
+from edgefer.messages import FaceEvent, Frame, Message, Presence
+from edgefer.outbox import Outbox
+from edgefer.payload import to_json
+from edgefer.settings import Settings
+from edgefer.sinks import Sink, SinkState
+
+__all__ = ["MqttSink", "check_broker", "open_sink"]
+
+log = logging.getLogger(__name__)
+
+REPLAYED_AFTER_S = 2.0
+"""An event that is sent later than this after its frame says so."""
+SILENT_AFTER_S = 5.0
+"""A broker that has acknowledged nothing for so long is a problem, though it still holds the connection."""
+FIRST_RETRY_S, LAST_RETRY_S = 0.5, 30.0
+"""A lost broker is tried again after so long, doubling each time; with jitter, as a whole house may have lost it."""
+RETAINED = ("presence", "health", "availability")
+"""Topics that the broker keeps, in the order of sending: `online` vouches for the two before it."""
+
+
+class MqttSink:
+    """Keeps a connection to the broker and brings everything there, for as long as it takes.
+
+    Nothing is lost or reordered while the broker is away, within the bounds of the outbox. What the broker hasn't
+    acknowledged is sent again after a break, so a subscriber can see an event twice, with the same boot_id and seq.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._topics = f"{settings.mqtt.prefix}/{settings.device}"
+        self._outbox = Outbox(settings.events.expiry_s)
+        self._last_sent = 0
+        self._lock = threading.Lock()
+        self._newest: dict[str, Message | bytes] = {}
+        self._due: set[str] = set()
+        self._announced = False
+        self._refusals: dict[str, str] = {}
+        self._problem: str | None = f"not connected to {where(settings.mqtt)} yet"
+        self._stopping = threading.Event()
+        self._deadline = float("inf")
+        self._bell, self._bell_rope = socket.socketpair()
+        self._bell.setblocking(False)
+        self._bell_rope.setblocking(False)
+        self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
+        self._thread.start()
+
+    @property
+    def state(self) -> SinkState:
+        """Whether the broker takes our messages, and what became of the face events."""
+        return SinkState(self._problem, self._outbox.counts)
+
+    def publish(self, frame: Frame | None, messages: Sequence[Message]) -> None:
+        """Take messages: face events are queued; of presence and of health the newest is kept."""
+        captured_at = time.monotonic() if frame is None else frame.captured_at
+        for message in messages:
+            if isinstance(message, FaceEvent):
+                self._outbox.put(message, captured_at)
+            else:
+                self._retain("presence" if isinstance(message, Presence) else "health", message)
+        self._ring()
+
+    def close(self, timeout_s: float) -> None:
+        """Send what waits, then `offline`; a broker that doesn't take it within `timeout_s` publishes our last will."""
+        self._deadline = time.monotonic() + timeout_s
+        self._stopping.set()
+        self._ring()
+        self._thread.join(timeout_s)
+        if lost := self._outbox.counts.waiting:
+            log.warning("%d face event(s) didn't reach the broker", lost)
+
+    def _run(self) -> None:
+        """Connect, send what waits until the connection breaks, back off, and do it again."""
+        retry_s = FIRST_RETRY_S
+        while not self._stopping.is_set():
+            started_s = time.monotonic()
+            try:
+                with contextlib.closing(self._connect()) as connection:
+                    self._serve(connection)
+            except BrokerError as error:
+                self._tell(str(error))
+            except Exception as error:  # a thread's edge: the daemon goes on, and says so
+                log.exception("the MQTT sink failed")
+                self._tell(f"the MQTT sink failed: {error!r}; this is a defect, please report it with the log")
+            if time.monotonic() - started_s > LAST_RETRY_S:
+                retry_s = FIRST_RETRY_S
+            self._stopping.wait(retry_s * random.uniform(0.5, 1))  # noqa: S311  # jitter, not a secret
+            retry_s = min(2 * retry_s, LAST_RETRY_S)
+
+    def _connect(self) -> Connection:
+        return connect(self._settings, client_id(self._settings), f"{self._topics}/availability")
+
+    def _serve(self, connection: Connection) -> None:
+        """Say `online` after what is known, send what waits and what comes; at the end, say good-bye."""
+        self._last_sent, self._announced = 0, False
+        self._refusals.clear()
+        self._retain("availability", b"online")
+        with self._lock:
+            self._due.update(self._newest)
+        self._exchange(connection, enough=self._stopping.is_set)
+        self._retain("availability", b"offline")
+        self._exchange(connection, enough=lambda: True)
+        connection.say_goodbye()
+
+    def _exchange(self, connection: Connection, enough: Callable[[], bool]) -> None:
+        """Send and receive until it is `enough` and the broker has everything."""
+        while True:
+            last_round = enough()
+            while connection.has_room and (self._send_retained(connection) or self._send_event(connection)):
+                pass
+            if last_round and connection.idle:
+                return
+            left_s = self._deadline - time.monotonic()
+            if left_s <= 0:
+                raise BrokerError(f"{where(self._settings.mqtt)} didn't take everything in time")
+            connection.exchange(min(left_s, 1.0), self._bell)
+            with contextlib.suppress(BlockingIOError):
+                self._bell.recv(4096)
+            self._judge(connection)
+
+    def _send_retained(self, connection: Connection) -> bool:
+        """Send one of the retained messages that are due; False when none is."""
+        with self._lock:
+            topic = next((topic for topic in RETAINED if topic in self._due), None)
+            if topic is None:
+                return False
+            self._due.remove(topic)
+            message = self._newest[topic]
+        payload = message if isinstance(message, bytes) else to_json(message)
+
+        def acknowledged(refusal: str | None) -> None:
+            self._note(topic, refusal)
+            self._announced |= payload == b"online"
+
+        connection.publish(f"{self._topics}/{topic}", payload, acknowledged, retain=True)
+        return True
+
+    def _send_event(self, connection: Connection) -> bool:
+        """Send the next face event, marked if it is late; False when none waits."""
+        waiting = self._outbox.next_after(self._last_sent)
+        if waiting is None:
+            return False
+        self._last_sent = waiting.number
+        age_s = waiting.age_s
+        event = dataclasses.replace(waiting.event, replayed=True) if age_s > REPLAYED_AFTER_S else waiting.event
+
+        def acknowledged(refusal: str | None) -> None:
+            self._note("face", refusal)
+            if refusal is None:
+                self._outbox.acknowledge(waiting.number, replayed=event.replayed)
+            else:
+                self._outbox.give_up(waiting.number)
+
+        expiry_s = self._settings.events.expiry_s - age_s
+        connection.publish(f"{self._topics}/face", to_json(event), acknowledged, retain=False, expiry_s=expiry_s)
+        return True
+
+    def _retain(self, topic: str, message: Message | bytes) -> None:
+        with self._lock:
+            self._newest[topic] = message
+            self._due.add(topic)
+
+    def _ring(self) -> None:
+        # A full socket has rung already; a closed one has nobody to wake.
+        with contextlib.suppress(OSError):
+            self._bell_rope.send(b"!")
+
+    def _note(self, topic: str, refusal: str | None) -> None:
+        if refusal is None:
+            self._refusals.pop(topic, None)
+        else:
+            self._refusals[topic] = refusal
+
+    def _judge(self, connection: Connection) -> None:
+        broker = where(self._settings.mqtt)
+        if self._refusals:
+            topic, refusal = next(iter(self._refusals.items()))
+            self._tell(
+                f"{broker} refuses messages on {self._topics}/{topic}: {refusal}; allow our user to publish there"
+            )
+        elif connection.silent_s > SILENT_AFTER_S:
+            self._tell(f"{broker} has acknowledged nothing for over {SILENT_AFTER_S:.0f} s; is it overloaded?")
+        elif self._announced:
+            if self._problem is not None:
+                log.info("%s takes our messages, with %s", broker, connection.protocol)
+            self._tell(None)
+
+    def _tell(self, problem: str | None) -> None:
+        # Once a problem is told, a person at the log needs no repetition.
+        if problem is not None and problem != self._problem:
+            log.warning("%s", problem)
+        self._problem = problem
+
+
+def open_sink(settings: Settings) -> Sink:
+    """A sink on the broker that the settings name; it connects in the background."""
+    return MqttSink(settings)

@@ -1,0 +1,112 @@
+"""From detections to stable tracks: one id for one face, through short misses and crossings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from edgefer.messages import Box, Detection, Frame, Track
+
+CONFIRM_HITS = 3
+"""A face is one when it was found in this many frames: a false detection seldom comes back."""
+CONFIRM_WITHIN_S = 1.0
+"""... within this time, so that a slow machine confirms too, and an old false one is forgotten."""
+LOST_AFTER_S = 1.0
+"""A face that isn't found for so long has left; a hand, a nod or a blink of the detector is shorter."""
+MIN_IOU = 0.2
+"""Two boxes that overlap less, with the motion foreseen, aren't one face by overlap."""
+MAX_STEP = 0.7
+"""A fast face may jump by this share of its size between frames, where nothing else claims it."""
+MAX_GROWTH = 1.6
+"""Two boxes whose sides differ by a larger factor aren't one face."""
+SMOOTHING = 0.5
+"""Share of a newly measured velocity in the one that is kept: the boxes of a still face tremble."""
+
+
+@dataclass(slots=True)
+class _Candidate:
+    """A face that is followed, confirmed or not yet."""
+
+    track: Track
+    velocity: tuple[float, float]  # pixels a second
+    hits: int
+    confirmed: bool
+
+    def foreseen(self, now_s: float) -> Box:
+        """Where the box should be now, had it moved on as before."""
+        box, elapsed_s = self.track.detection.box, now_s - self.track.last_seen_s
+        return replace(box, x=box.x + self.velocity[0] * elapsed_s, y=box.y + self.velocity[1] * elapsed_s)
+
+    def found(self, detection: Detection, frame: Frame) -> None:
+        """Move on to where the face is now."""
+        elapsed_s = max(frame.stream_s - self.track.last_seen_s, 1e-3)
+        (x, y), (old_x, old_y) = detection.box.centre, self.track.detection.box.centre
+        measured = (x - old_x) / elapsed_s, (y - old_y) / elapsed_s
+        vx, vy = (SMOOTHING * new + (1 - SMOOTHING) * old for new, old in zip(measured, self.velocity, strict=True))
+        self.velocity = vx, vy
+        self.hits += 1
+        self.confirmed |= self.hits >= CONFIRM_HITS
+        self.track = replace(self.track, detection=detection, last_seen_s=frame.stream_s, last_seen=frame.time)
+
+
+class Tracker:
+    """Gives the faces of one camera ids that last while they are in view.
+
+    `boot_id` makes an id unique across boots and devices.
+    """
+
+    def __init__(self, boot_id: str) -> None:
+        self._boot_id = boot_id
+        self._next = 1
+        self._candidates: list[_Candidate] = []
+
+    def __call__(self, frame: Frame, detections: Sequence[Detection]) -> list[Track]:
+        """The confirmed tracks in view, oldest first; one that wasn't found just now keeps its last detection."""
+        pairs = match([c.foreseen(frame.stream_s) for c in self._candidates], [d.box for d in detections])
+        for i, j in pairs.items():
+            self._candidates[i].found(detections[j], frame)
+        self._candidates = [c for c in self._candidates if self._is_alive(c, frame.stream_s)]
+        new = [detections[j] for j in range(len(detections)) if j not in pairs.values()]
+        self._candidates += [self._start(detection, frame) for detection in new]
+        return [c.track for c in self._candidates if c.confirmed]
+
+    def _is_alive(self, candidate: _Candidate, now_s: float) -> bool:
+        track = candidate.track
+        if candidate.confirmed:
+            return now_s - track.last_seen_s <= LOST_AFTER_S
+        return now_s - track.first_seen_s <= CONFIRM_WITHIN_S
+
+    def _start(self, detection: Detection, frame: Frame) -> _Candidate:
+        track_id = f"{self._boot_id}-{self._next}"
+        self._next += 1
+        track = Track(track_id, detection, frame.stream_s, frame.time, frame.stream_s, frame.time)
+        return _Candidate(track, (0.0, 0.0), 1, CONFIRM_HITS == 1)
+
+
+def match(expected: Sequence[Box], found: Sequence[Box]) -> dict[int, int]:
+    """Which expected box (index) is which found one (index): the best pairs first, each box in one pair at most.
+
+    First by overlap; then what is left, by the distance of the middles, for faces that moved fast.
+    """
+    pairs: dict[int, int] = {}
+    for similarity in (_overlap, _nearness):
+        rated = ((similarity(expected[i], found[j]), i, j) for i, j in product(range(len(expected)), range(len(found))))
+        for likeness, i, j in sorted(rated, reverse=True):
+            if likeness > 0 and i not in pairs and j not in pairs.values():
+                pairs[i] = j
+    return pairs
+
+
+def _overlap(a: Box, b: Box) -> float:
+    iou = a.iou(b)
+    return iou if iou >= MIN_IOU else 0.0
+
+
+def _nearness(a: Box, b: Box) -> float:
+    smaller, larger = sorted((a.side, b.side))
+    if larger > MAX_GROWTH * smaller:
+        return 0.0
+    distance = math.dist(a.centre, b.centre)
+    return max(0.0, 1 - distance / (MAX_STEP * larger))

@@ -1,0 +1,89 @@
+"""The emotion reader: probabilities, their temperature, and the shipped model on faces it never saw."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_models import pictures, place
+
+from edgefer.errors import ModelError
+from edgefer.messages import Box, Detection
+from edgefer.vision.card import Crop
+from edgefer.vision.emotion import EmotionReader
+from edgefer.vision.model import Model, find_model
+
+ROOT = Path(__file__).parent.parent
+FER2013 = ROOT.parent / "shared" / "data" / "fer2013"
+
+
+def tiny_reader(folder: Path, **changes: object) -> EmotionReader:
+    return EmotionReader(Model(place(folder, **changes), "emotion"))
+
+
+def test_probabilities_sum_to_one(tmp_path):
+    reader = tiny_reader(tmp_path)
+    for picture in pictures():
+        probabilities = reader.read(picture)
+        assert probabilities.shape == (3,)
+        assert probabilities.min() >= 0
+        assert probabilities.sum() == pytest.approx(1, abs=1e-6)
+
+
+def test_a_temperature_softens_and_keeps_the_order(tmp_path):
+    plain, softer = tmp_path / "plain", tmp_path / "softer"
+    plain.mkdir()
+    softer.mkdir()
+    at_one, at_two = tiny_reader(plain), tiny_reader(softer, temperature=2.0)
+    for picture in pictures():
+        sharp, soft = at_one.read(picture), at_two.read(picture)
+        np.testing.assert_array_equal(np.argsort(sharp, kind="stable"), np.argsort(soft, kind="stable"))
+        assert soft.max() < sharp.max()
+        np.testing.assert_allclose(soft, np.sqrt(sharp) / np.sqrt(sharp).sum(), rtol=1e-4)
+
+
+def test_a_card_with_a_label_too_many(tmp_path):
+    with pytest.raises(ModelError, match=r"tiny\.tflite: the card names 4 labels, the model gives \[\(3,\)\]"):
+        tiny_reader(tmp_path, labels=("angry", "happy", "neutral", "sad"))
+
+
+def test_the_face_is_cropped_as_the_card_says(tmp_path):
+    """A box of 16 px around (40, 30), twice as large, then half a crop to the right: x 40 to 72, y 14 to 46."""
+    reader = tiny_reader(tmp_path, crop=Crop("box", 2.0, (0.5, 0.0)))
+    frame = np.zeros((64, 80, 3), np.uint8)
+    face = Detection(Box(32, 22, 16, 16), 0.9, None)
+    blocks = pictures(1)[0]
+    frame[14:46, 40:72] = np.kron(blocks, np.ones((4, 4), np.uint8))[..., None]
+    np.testing.assert_allclose(reader(frame, face), reader.read(blocks), atol=0.02)
+
+
+# The shipped model
+
+
+def test_the_shipped_model_reads_the_seven_emotions():
+    reader = EmotionReader(Model(find_model("emotion-48"), "emotion"))
+    assert reader.labels == ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+    assert 0 < reader.model.card.thresholds["min_confidence"] < 1
+    figures = {metric.metric: metric.value for metric in reader.model.card.metrics}
+    assert figures["accuracy"] >= 0.60
+
+
+@pytest.mark.skipif(not FER2013.is_dir(), reason="needs the research data in ../shared/data")
+def test_the_shipped_model_on_unseen_faces(monkeypatch):
+    """300 images of PublicTest: far better than with the pixels upside down, which a wrong range amounts to."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    fer = importlib.import_module("data").load_fer2013(FER2013)
+    rows = np.flatnonzero(fer.usage == 1)[:300]
+    reader = EmotionReader(Model(find_model("emotion-48"), "emotion"))
+
+    def accuracy(images):
+        return np.mean([reader.read(image).argmax() for image in images] == fer.labels[rows])
+
+    plain = accuracy(fer.images[rows])
+    assert plain >= 0.57, "several points under what the card says"
+    assert accuracy(fer.images[rows] // 2) < plain
+    assert accuracy(255 - fer.images[rows]) < 0.4
+    # A colour frame of a gray picture is that picture.
+    assert accuracy(np.repeat(fer.images[rows][..., None], 3, 3)) == plain

@@ -1,0 +1,132 @@
+"""The gallery: who is nearest, what is kept, and what can't be opened."""
+
+import os
+import stat
+
+import numpy as np
+import pytest
+
+from edgefer.errors import InputError, UsageError
+from edgefer.gallery import Gallery
+
+MODEL = "identity-112 0123456789ab"
+
+
+def direction(*values: float) -> np.ndarray:
+    vector = np.array(values, np.float32)
+    return vector / np.linalg.norm(vector)
+
+
+ADA, GRACE, BETWEEN = direction(1, 0, 0, 0), direction(0, 1, 0, 0), direction(1, 1, 0, 0)
+
+
+@pytest.fixture
+def gallery(tmp_path):
+    opened = Gallery(tmp_path / "state", MODEL, create=True)
+    yield opened
+    opened.close()
+
+
+def test_an_empty_gallery_knows_nobody(gallery):
+    assert gallery.is_empty
+    assert gallery.match(ADA) is None
+    assert gallery.people() == []
+
+
+def test_one_person_has_no_margin(gallery):
+    gallery.enroll("Ada", ADA, 1.0)
+    match = gallery.match(BETWEEN)
+    assert (match.name, match.margin) == ("Ada", None)
+    assert match.similarity == pytest.approx(2**-0.5)
+
+
+def test_the_nearest_template_of_each_person_counts(gallery):
+    gallery.enroll("Ada", ADA, 1.0)
+    gallery.enroll("Ada", direction(0, 0, 1, 0), 1.0)
+    gallery.enroll("Grace", GRACE, 1.0)
+    match = gallery.match(direction(0.2, 0.1, 1, 0))
+    assert match.name == "Ada"
+    assert match.similarity == pytest.approx(1 / np.linalg.norm([0.2, 0.1, 1]), abs=1e-6)
+    assert match.margin == pytest.approx(0.9 / np.linalg.norm([0.2, 0.1, 1]), abs=1e-6)
+    assert [(p.name, p.templates) for p in gallery.people()] == [("Ada", 2), ("Grace", 1)]
+
+
+def test_what_is_enrolled_is_there_next_time_and_for_its_owner_only(gallery, tmp_path):
+    gallery.enroll("  Ada ", ADA, 0.5)
+    again = Gallery(tmp_path / "state", MODEL)
+    assert [p.name for p in again.people()] == ["Ada"]
+    assert again.match(ADA).similarity == pytest.approx(1.0)
+    again.close()
+    assert stat.S_IMODE(os.stat(gallery.path).st_mode) == 0o600
+
+
+def test_remove_forgets(gallery):
+    gallery.enroll("Ada", ADA, 1.0)
+    assert gallery.remove("Ada") == 1
+    assert gallery.remove("Ada") == 0
+    assert gallery.is_empty
+
+
+def test_templates_of_another_model_are_left_out_and_named(gallery, tmp_path):
+    gallery.enroll("Ada", ADA, 1.0)
+    other = Gallery(tmp_path / "state", "another-model")
+    assert other.is_empty
+    assert other.other_models() == [MODEL]
+    other.close()
+
+
+def test_looking_makes_no_file(tmp_path):
+    Gallery(tmp_path / "state", MODEL).close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["", "   ", "x" * 65, "line\nbreak", "bell\a"])
+def test_odd_names_are_refused(gallery, name):
+    with pytest.raises(UsageError, match="printable characters"):
+        gallery.enroll(name, ADA, 1.0)
+
+
+def test_a_damaged_file_is_told_and_left_alone(tmp_path):
+    damaged = tmp_path / "gallery.sqlite3"
+    damaged.write_bytes(b"not a database at all" * 100)
+    with pytest.raises(InputError, match=r"gallery\.sqlite3: .*move it away"):
+        Gallery(tmp_path, MODEL)
+    assert damaged.read_bytes() == b"not a database at all" * 100
+
+
+def test_a_state_folder_that_is_a_file_is_told(tmp_path):
+    (tmp_path / "state").write_text("")
+    with pytest.raises(InputError, match="EDGEFER_STATE_DIR"):
+        Gallery(tmp_path / "state", MODEL, create=True)
+
+
+class TestSealed:
+    """With EDGEFER_GALLERY__KEY."""
+
+    @pytest.fixture(autouse=True)
+    def _cryptography(self):
+        pytest.importorskip("cryptography", reason="the seal extra isn't installed: pip install 'edgefer[seal]'")
+
+    def test_opens_with_its_key_only(self, tmp_path):
+        sealed = Gallery(tmp_path, MODEL, "right", create=True)
+        sealed.enroll("Ada", ADA, 1.0)
+        sealed.close()
+        again = Gallery(tmp_path, MODEL, "right")
+        assert again.match(ADA).name == "Ada"
+        again.close()
+        for key, told in (("wrong", "isn't the key"), (None, "is sealed: set EDGEFER_GALLERY__KEY")):
+            with pytest.raises(InputError, match=told):
+                Gallery(tmp_path, MODEL, key)
+
+    def test_the_file_holds_no_template_in_the_clear(self, tmp_path):
+        vector = direction(*range(1, 129))
+        sealed = Gallery(tmp_path, MODEL, "right", create=True)
+        sealed.enroll("Ada", vector, 1.0)
+        sealed.close()
+        stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+        assert vector.astype("<f4").tobytes()[:64] not in stored
+
+    def test_a_key_for_a_gallery_made_without_one_is_told(self, gallery, tmp_path):
+        gallery.enroll("Ada", ADA, 1.0)
+        with pytest.raises(InputError, match="made without a key"):
+            Gallery(tmp_path / "state", MODEL, "late")

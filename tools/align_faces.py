@@ -1,0 +1,66 @@
+"""Make a pack of aligned faces from a folder of pictures, for train_embedding.py to learn from beside the shared data.
+
+    python tools/align_faces.py pictures/ -o runs/embedding/more.npz
+
+The largest face of each picture is found by YuNet (OpenCV's FaceDetectorYN) and brought to the 112x112 template.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import cv2
+import numpy as np
+from data import DATA
+from tqdm import tqdm
+
+from edgefer.messages import Image, Landmarks
+from edgefer.vision.preprocess import TEMPLATE_SIZE, align, letterbox, warp
+
+SIDE = 320
+"""Pictures are scaled to this long side, in pixels: YuNet misses faces that fill a larger one."""
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+
+
+def main() -> None:
+    """Write one pack, and say how many pictures had a face."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("folder", type=Path, help="pictures, in any depth of folders")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the .npz to write")
+    parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
+    parser.add_argument("--min-score", type=float, default=0.7, help="of YuNet, 0..1 (%(default)s)")
+    arguments = parser.parse_args()
+    paths = sorted(path for path in arguments.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise SystemExit(f"{arguments.folder} holds no picture ({', '.join(sorted(SUFFIXES))})")
+    yunet = arguments.data / "peers" / "yunet_n_640_640.onnx"
+    detector = cv2.FaceDetectorYN.create(str(yunet), "", (SIDE, SIDE), score_threshold=arguments.min_score)
+    jpegs = []
+    for path in tqdm(paths, unit="picture", mininterval=10):
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        landmarks = None if image is None else largest_face(detector, image.astype(np.uint8, copy=False))
+        if image is not None and landmarks is not None:
+            face = warp(image.astype(np.uint8, copy=False), align(landmarks), TEMPLATE_SIZE, TEMPLATE_SIZE)
+            jpegs.append(cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].ravel())
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(arguments.output, blob=np.concatenate(jpegs), off=np.cumsum([0, *map(len, jpegs)]))
+    print(f"{arguments.output}: {len(jpegs)} faces of {len(paths)} pictures")
+
+
+def largest_face(detector: cv2.FaceDetectorYN, image: Image) -> Landmarks | None:
+    """The five points of the largest face of a picture (BGR), in its pixels; None where there is none."""
+    square, scale = letterbox(image, SIDE, SIDE)
+    _, faces = detector.detect(square)
+    if faces is None:
+        return None
+    # A row is x, y, width, height, the five points, the score.
+    face = max(faces, key=lambda row: float(row[2] * row[3]))
+    left_eye, right_eye, nose, left_mouth, right_mouth = [
+        (float(x) / scale, float(y) / scale) for x, y in face[4:14].reshape(5, 2)
+    ]
+    return left_eye, right_eye, nose, left_mouth, right_mouth
+
+
+if __name__ == "__main__":
+    main()

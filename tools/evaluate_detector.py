@@ -1,0 +1,175 @@
+"""How many faces a detector finds, how many it makes up, and how well it places their landmarks.
+
+    python tools/evaluate_detector.py models/far.json      # chooses the card's min_score, and shows what others would give
+    python tools/evaluate.py detector models/far.json      # writes the figures into the card
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from data import DATA, open_pack
+from detector_scenes import Floats, Scene, people_scene, photo_scene, sizes_of
+from numpy.typing import NDArray
+
+from edgefer.messages import Detection
+from edgefer.vision.card import Metric, read_card
+from edgefer.vision.detector import Detector
+from edgefer.vision.model import Model
+
+LOWEST_SCORE = 0.02
+"""Detections from here up count towards the average precision; lower ones add next to nothing to it."""
+FALSE_FACES = 1 / 50
+"""The most faces that may be made up, a picture without any, at the threshold that a card carries."""
+
+Found = list[list[Detection]]
+"""The detections of each picture, best first."""
+
+
+def evaluate_detector(model: Model, data: Path) -> list[Metric]:
+    """The figures of an int8 card; those of its float original, which the trainer measured, stay."""
+    return [*figures(model, data, "int8"), *(metric for metric in model.card.metrics if metric.precision != "int8")]
+
+
+def figures(model: Model, data: Path, precision: Literal["int8", "float32"]) -> list[Metric]:
+    """What a card tells. Sizes are the side of the square of a box's area, in pixels of the stored picture."""
+    people, photos = held_out_people(data), validation_photos(data)
+    on_people, on_photos = find(model, people), find(model, photos)
+    min_score = model.card.thresholds["min_score"]
+    on_empty = [found for found, scene in zip(on_photos, photos, strict=True) if not len(scene.boxes)]
+    values = {
+        "AP50, faces >= 16 px": average_precision(on_people, people, 16),
+        "AP50, faces >= 32 px": average_precision(on_people, people, 32),
+        "recall, faces >= 16 px": recall(on_people, people, 16, min_score),
+        "recall, faces >= 32 px": recall(on_people, people, 32, min_score),
+    }
+    on_validation = {
+        "false faces / empty picture": false_faces(on_empty, min_score),
+        "landmark error, >= 32 px": landmark_error(on_photos, photos, 32),
+    }
+    return [
+        *(Metric("faceboxes_dev", "odd images", name, round(value, 4), precision) for name, value in values.items()),
+        *(Metric("det_val", "all", name, round(value, 4), precision) for name, value in on_validation.items()),
+    ]
+
+
+def held_out_people(data: Path) -> list[Scene]:
+    """The odd half of faceboxes_dev, which nothing trains on."""
+    pack = open_pack(data / "faceboxes_dev.npz")
+    return [people_scene(pack, i) for i in range(1, len(pack), 2)]
+
+
+def validation_photos(data: Path) -> list[Scene]:
+    """All of det_val."""
+    pack = open_pack(data / "det_val.npz")
+    return [photo_scene(pack, i) for i in range(len(pack))]
+
+
+def find(model: Model, scenes: list[Scene]) -> Found:
+    """What the detector finds, down to scores that nobody would act on."""
+    detector = Detector(model, LOWEST_SCORE)
+    return [detector(scene.image) for scene in scenes]
+
+
+def average_precision(found: Found, scenes: list[Scene], smallest: float) -> float:
+    """AP at IoU 0.5 over all points of the curve, of wanted faces of at least `smallest` pixels.
+
+    Best scores first, each detection takes the wanted face that it overlaps most. One that lies on a doubtful or
+    smaller face is neither right nor wrong; every other one is wrong, whatever its size.
+    """
+    verdicts, total = _judged(found, scenes, smallest)
+    right = np.cumsum([verdict for _, verdict in verdicts])
+    if not total or not len(right):
+        return 0.0
+    precision = right / np.arange(1, len(right) + 1)
+    # The best precision at this recall or a higher one.
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float((envelope * np.diff(right / total, prepend=0.0)).sum())
+
+
+def recall(found: Found, scenes: list[Scene], smallest: float, min_score: float) -> float:
+    """The share of the wanted faces of at least `smallest` pixels that are found with at least this score."""
+    verdicts, total = _judged(found, scenes, smallest)
+    return sum(verdict for score, verdict in verdicts if score >= min_score) / max(total, 1)
+
+
+def false_faces(found: Found, min_score: float) -> float:
+    """Detections of at least this score, a picture; for pictures without a face."""
+    return sum(face.score >= min_score for faces in found for face in faces) / max(len(found), 1)
+
+
+def landmark_error(found: Found, scenes: list[Scene], smallest: float) -> float:
+    """The landmarks' mean distance from the truth, as a share of the square root of the true box's area.
+
+    Over all five landmarks of the wanted faces of at least `smallest` pixels, each measured on the best detection with
+    an IoU of at least 0.5; faces without one don't count.
+    """
+    errors = []
+    for faces, scene in zip(found, scenes, strict=True):
+        known = scene.wanted & (sizes_of(scene.boxes) >= smallest)
+        boxes, points = scene.boxes[known], scene.points[known]
+        for box, truth, overlaps in zip(boxes, points, _overlaps(faces, boxes).T, strict=True):
+            if len(overlaps) and overlaps.max() >= 0.5:
+                distance = np.linalg.norm(np.array(faces[int(overlaps.argmax())].landmarks) - truth, axis=1)
+                errors.append(float(distance.mean() / sizes_of(box[None])[0]))
+    return float(np.mean(errors)) if errors else 1.0
+
+
+def _judged(found: Found, scenes: list[Scene], smallest: float) -> tuple[list[tuple[float, bool]], int]:
+    """Score and rightness of every detection that counts, best first, and the number of faces to find."""
+    verdicts, total = [], 0
+    for faces, scene in zip(found, scenes, strict=True):
+        wanted = scene.wanted & (sizes_of(scene.boxes) >= smallest)
+        total += int(wanted.sum())
+        overlaps = _overlaps(faces, scene.boxes)
+        free = wanted.copy()
+        for face, row in zip(faces, overlaps, strict=True):
+            best = int((row * free).argmax()) if len(row) else 0
+            if len(row) and free[best] and row[best] >= 0.5:
+                free[best] = False
+                verdicts.append((face.score, True))
+            elif not (row[~wanted] >= 0.5).any():
+                verdicts.append((face.score, False))
+    return sorted(verdicts, key=lambda verdict: -verdict[0]), total
+
+
+def _overlaps(faces: list[Detection], boxes: Floats) -> NDArray[np.float64]:
+    """IoU of each detection (rows) with each box (columns: left, top, right, bottom)."""
+    mine = np.array([[f.box.x, f.box.y, f.box.x + f.box.width, f.box.y + f.box.height] for f in faces]).reshape(-1, 1, 4)
+    shared = np.minimum(mine[..., 2:], boxes[:, 2:]) - np.maximum(mine[..., :2], boxes[:, :2])
+    both = np.maximum(shared, 0).prod(-1)
+    areas = (mine[..., 2:] - mine[..., :2]).prod(-1) + (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+    return np.asarray(both / np.maximum(areas - both, 1e-9))
+
+
+def main() -> None:
+    """Show thresholds with what each costs; keep the lowest that makes up few enough faces in the card."""
+    parser = argparse.ArgumentParser(description="Choose the threshold of a detector's card.")
+    parser.add_argument("card", type=Path, help="the model's card; the .tflite lies beside it")
+    parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
+    arguments = parser.parse_args()
+    model = Model(arguments.card.with_suffix(".tflite"), "detector")
+    people = held_out_people(arguments.data)
+    empty = [scene for scene in validation_photos(arguments.data) if not len(scene.boxes)]
+    on_people, on_empty = find(model, people), find(model, empty)
+    chosen = None
+    print("min_score  false faces a picture  recall >= 16 px  recall >= 32 px")
+    for min_score in np.arange(0.2, 0.9, 0.05).round(2).tolist():
+        wrong = false_faces(on_empty, min_score)
+        shares = [recall(on_people, people, smallest, min_score) for smallest in (16, 32)]
+        print(f"{min_score:9.2f}  {wrong:21.3f}  {shares[0]:15.3f}  {shares[1]:15.3f}")
+        if chosen is None and wrong <= FALSE_FACES:
+            chosen = min_score
+    if chosen is None:
+        raise SystemExit("every threshold up to 0.85 makes up too many faces; the card stays as it is")
+    card = dataclasses.replace(read_card(arguments.card), thresholds={"min_score": chosen})
+    arguments.card.write_text(card.to_json())
+    print(f"{arguments.card}: min_score {chosen}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,301 @@
+"""Train the face detector, and leave its two sizes, `far` and `near`, ready for tools/quantize.py.
+
+    KERAS_BACKEND=torch python tools/train_detector.py -o runs/detector
+    python tools/quantize.py runs/detector/far.keras --card runs/detector/far.json \\
+        --calibrate runs/detector/far.npy -o models/far.tflite       # and the same for near
+    python tools/evaluate_detector.py models/far.json                # chooses its threshold
+    python tools/evaluate.py detector models/far.json
+
+Weights start at random. The network is fully convolutional: trained once, it is written at both input sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import random
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import keras
+import numpy as np
+from data import DATA
+from detector_scenes import TARGETS, Floats, Scenes, augmented, targets
+from evaluate_detector import average_precision, figures, find, held_out_people
+from keras import layers, ops
+
+from edgefer.messages import Image
+from edgefer.vision.card import ModelCard, ModelInput
+from edgefer.vision.detector import grid_cells
+from edgefer.vision.model import Model, Outputs
+from edgefer.vision.preprocess import letterbox, normalise
+
+INPUTS = {"far": ModelInput(416, 320, "bgr", (-1.0, 1.0)), "near": ModelInput(256, 192, "bgr", (-1.0, 1.0))}
+"""Sides are multiples of 32, in the shape of cameras' pictures. From -1 to 1 the zeros that pad a convolution are gray,
+as the letterbox is."""
+CANVAS = (256, 256)
+"""Width and height in training. Smaller than `far`, for more steps an hour: the network hardly sees further."""
+CALIBRATION_PICTURES = 192
+INTENDED_USE = {
+    "far": "Faces from 16 px (of a picture 400 px wide) in photos and rooms; the default of analyze.",
+    "near": "Faces from 32 px (of a picture 400 px wide), as before a screen or at a door; the default of run.",
+}
+LIMITS = (
+    "Made from 2,800 hours of nothing but public photos: weak on faces turned upside down or beyond profile, "
+    "on faces under 12 px of its input and on drawings; a score is no proof that a person is there."
+)
+
+
+def main() -> None:
+    """Train, validating on the odd half of faceboxes_dev; write the models, their cards and calibration pictures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/detector"), help="the folder to write (%(default)s)")
+    parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rate", type=float, default=2e-3, help="the highest learning rate (%(default)s)")
+    parser.add_argument("--people-repeats", type=int, default=4, help="times an epoch shows faceboxes_dev (%(default)s)")
+    parser.add_argument("--seed", type=int, default=random.randrange(2**31), help="a random one unless given")
+    parser.add_argument("--limit", type=int, default=None, help="pictures an epoch, and to validate on")
+    parser.add_argument("--validate-every", type=int, default=2, help="epochs between validations (%(default)s)")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the output folder")
+    arguments = parser.parse_args()
+    train(arguments)
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """One run, from random weights or from a checkpoint to the written models."""
+    folder: Path = arguments.output
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint, progress_file = folder / "checkpoint.weights.h5", folder / "progress.json"
+    progress = {"seed": arguments.seed, "epochs_done": 0}
+    if arguments.resume:
+        progress = json.loads(progress_file.read_text())
+    seed: int = progress["seed"]
+    keras.utils.set_random_seed(seed)
+    settings = {key: str(value) for key, value in vars(arguments).items()} | {"seed": seed, "command": shlex.join(["python", *sys.argv])}
+    (folder / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+    scenes = Scenes(arguments.data, arguments.people_repeats)
+    people = held_out_people(arguments.data)[: arguments.limit]
+    pictures = min(len(scenes), arguments.limit or len(scenes))
+    steps = pictures // arguments.batch
+    model = network()
+    trained = keras.Model(model.input, layers.Concatenate(-1)(model.outputs))
+    rate = keras.optimizers.schedules.CosineDecay(
+        1e-5, arguments.epochs * steps, alpha=0.01, warmup_target=arguments.rate, warmup_steps=min(400, steps)
+    )
+    # The average of the weights over the last five hundred steps or so is what is validated and written.
+    optimizer = keras.optimizers.AdamW(rate, weight_decay=0.02, global_clipnorm=10.0, use_ema=True, ema_momentum=0.998)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    trained.compile(optimizer, loss)
+    optimizer.build(trained.trainable_variables)
+    if arguments.resume:
+        trained.load_weights(checkpoint)
+    print(
+        f"seed {seed}, {model.count_params() / 1e3:.0f} k parameters, "
+        f"{multiplications(*CANVAS[::-1]) / 1e6:.0f} MMAC a canvas, {multiplications(320, 416) / 1e6:.0f} at far; "
+        f"{pictures} pictures an epoch from {len(scenes)}",
+        flush=True,
+    )
+
+    started, first = time.monotonic(), progress["epochs_done"]
+    for epoch in range(first, arguments.epochs):
+        # A stream of its own for each epoch, so that a resumed run sees what an unbroken one would have.
+        batches = batches_of(scenes, pictures, arguments.batch, np.random.default_rng([seed, epoch]))
+        trained.reset_metrics()
+        mean_loss = 0.0
+        for step, (x, y) in enumerate(batches):
+            mean_loss = float(trained.train_on_batch(x, y))
+            if step % 100 == 99:
+                print(f"  step {step + 1} of {steps}, loss {mean_loss:.3f}", flush=True)
+        trained.save_weights(checkpoint)
+        progress_file.write_text(json.dumps(progress | {"epochs_done": epoch + 1}))
+        line = f"epoch {epoch + 1} of {arguments.epochs}, loss {mean_loss:.4f}"
+        if (epoch + 1) % arguments.validate_every == 0 or epoch + 1 == arguments.epochs:
+            average = averaged(trained, optimizer, model)
+            far = cast("Model", FloatModel(average, card("far", settings)))
+            precision = average_precision(find(far, people), people, 16)
+            line += f", AP50 of faces >= 16 px {precision:.4f}"
+            write(average, settings, scenes, folder)
+        each = (time.monotonic() - started) / (epoch + 1 - first)
+        print(f"{line}, {each:.0f} s an epoch, {each * (arguments.epochs - epoch - 1) / 60:.0f} min left", flush=True)
+
+
+# The network: plain 3x3 convolutions with ReLU6, which cost little and lose little at int8.
+
+
+def network(height: int | None = None, width: int | None = None) -> keras.Model:
+    """BGR pictures to logits (n x 1), sides (n x 4) and landmarks (n x 10); see `decode_centre` for what they mean."""
+    picture = keras.Input((height, width, 3), name="picture")
+    x = convolution(picture, 8, 3, 2)
+    x = convolution(x, 24, 3, 2)
+    eighth = residual(convolution(x, 40, 3, 2))
+    sixteenth = residual(convolution(eighth, 64, 3, 2))
+    thirtysecond = residual(residual(convolution(sixteenth, 80, 3, 2)))
+    # What the coarse grids understand helps the fine ones to tell a small face from a pattern.
+    sixteenth = residual(sixteenth + layers.UpSampling2D()(convolution(thirtysecond, 64, 1)))
+    eighth = residual(eighth + layers.UpSampling2D()(convolution(sixteenth, 40, 1)))
+    heads = [head(grid) for grid in (eighth, sixteenth, thirtysecond)]
+    outputs = [layers.Concatenate(1, name=name)(parts) for name, *parts in zip(OUTPUTS, *heads, strict=True)]
+    return keras.Model(picture, outputs)
+
+
+OUTPUTS = {"logits": 1, "sides": 4, "landmarks": 10}
+
+
+def convolution(x: Any, filters: int, size: int, stride: int = 1, *, activate: bool = True) -> Any:
+    """A convolution with batch normalisation, and ReLU6 unless told otherwise."""
+    x = layers.Conv2D(filters, size, stride, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
+    x = layers.BatchNormalization(momentum=0.97)(x)
+    return layers.ReLU(6.0)(x) if activate else x
+
+
+def residual(x: Any) -> Any:
+    """A 3x3 convolution that adds to what it sees."""
+    return layers.ReLU(6.0)(x + convolution(x, x.shape[-1], 3, activate=False))
+
+
+def head(grid: Any) -> list[Any]:
+    """One grid's logits, sides and landmarks, a row a cell."""
+    scored, placed = convolution(grid, 32, 1), convolution(grid, 32, 1)
+    # At the start hardly any cell holds a face (sigmoid(-4) is 2 %), and a face reaches a stride around its cell.
+    logits = layers.Conv2D(1, 1, bias_initializer=keras.initializers.Constant(-4.0))(scored)
+    sides = layers.Conv2D(4, 1, bias_initializer="ones")(placed)
+    landmarks = layers.Conv2D(10, 1)(placed)
+    return [layers.Reshape((-1, n))(x) for n, x in zip(OUTPUTS.values(), (logits, sides, landmarks), strict=True)]
+
+
+def multiplications(height: int, width: int) -> int:
+    """The multiplications of one picture's convolutions."""
+    convolutions = (layer for layer in network(height, width).layers if isinstance(layer, layers.Conv2D))
+    return sum(int(np.prod(layer.output.shape[1:3]) * np.prod(layer.kernel.shape)) for layer in convolutions)
+
+
+# The loss.
+
+
+def loss(wanted: Any, given: Any) -> Any:
+    """Quality focal loss for the score, DIoU for the box, smooth L1 for the landmarks; per cell that answers for a face.
+
+    `wanted` is batch x n x TARGETS (see detector_scenes), `given` batch x n x 15. The score learns the overlap that the
+    box reaches (Li et al. 2020, "Generalized Focal Loss", beta 2), so that of two boxes of a face the better one stays.
+    """
+    state, logits = wanted[..., 0], given[..., 0]
+    faces = ops.cast(state > 0, "float32")
+    count = ops.maximum(ops.sum(faces), 1.0)
+    overlap, apart = overlaps(wanted[..., 1:5], given[..., 1:5])
+    quality = faces * ops.stop_gradient(overlap)
+    entropy = ops.maximum(logits, 0.0) - logits * quality + ops.log1p(ops.exp(-ops.abs(logits)))
+    focus = ops.square(ops.stop_gradient(ops.sigmoid(logits)) - quality)
+    score = ops.sum(ops.cast(state >= 0, "float32") * focus * entropy)
+    box = ops.sum(faces * (1.0 - overlap + apart))
+    error = ops.abs(wanted[..., 5:15] - given[..., 5:15]) * wanted[..., 15:16]
+    small = 0.03  # of the face's size: under it the error counts by its square
+    smooth = ops.where(error < small, 0.5 * ops.square(error) / small, error - 0.5 * small)
+    landmarks = ops.sum(ops.mean(smooth, -1))
+    return (score + 2.0 * box + 5.0 * landmarks) / count
+
+
+def overlaps(wanted: Any, given: Any) -> tuple[Any, Any]:
+    """IoU of boxes around the same cells, and the distance of their middles as DIoU punishes it (Zheng et al. 2020)."""
+    shared = ops.minimum(wanted, given)
+    width, height = ops.relu(shared[..., 0] + shared[..., 2]), ops.relu(shared[..., 1] + shared[..., 3])
+    both = width * height
+    areas = sum(ops.relu(s[..., 0] + s[..., 2]) * ops.relu(s[..., 1] + s[..., 3]) for s in (wanted, given))
+    around = ops.maximum(wanted, given)
+    diagonal = ops.square(around[..., 0] + around[..., 2]) + ops.square(around[..., 1] + around[..., 3])
+    off = (wanted[..., 2:] - wanted[..., :2] - given[..., 2:] + given[..., :2]) / 2
+    return both / ops.maximum(areas - both, 1e-6), ops.sum(ops.square(off), -1) / ops.maximum(diagonal, 1e-6)
+
+
+# What goes in, and what comes out.
+
+
+def batches_of(scenes: Scenes, pictures: int, batch: int, rng: np.random.Generator) -> Iterator[tuple[Floats, Floats]]:
+    """One epoch of canvases and what their cells should say; the next batch is made while one is learnt."""
+    width, height = CANVAS
+    cells = grid_cells(width, height)
+
+    def make(chosen: Any, seed: int) -> tuple[Floats, Floats]:
+        own = np.random.default_rng(seed)
+        made = [augmented(scenes, int(i), width, height, own) for i in chosen]
+        x = np.stack([normalise(scene.image, INPUTS["far"]) for scene in made])
+        return x, np.stack([targets(scene, cells) for scene in made])
+
+    order = rng.permutation(len(scenes))[:pictures]
+    work = [(order[i : i + batch], int(rng.integers(2**31))) for i in range(0, pictures - batch + 1, batch)]
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(make, *work[0])
+        for following in work[1:]:
+            ready, waiting = waiting, pool.submit(make, *following)
+            yield ready.result()
+        yield waiting.result()
+
+
+def averaged(trained: keras.Model, optimizer: Any, model: keras.Model) -> keras.Model:
+    """A copy of the network that holds the averaged weights; the training goes on from its own."""
+    own = trained.get_weights()
+    optimizer.finalize_variable_values(trained.trainable_variables)
+    copy = network()
+    copy.set_weights(model.get_weights())
+    trained.set_weights(own)
+    return copy
+
+
+def write(average: keras.Model, settings: dict[str, Any], scenes: Scenes, folder: Path) -> None:
+    """The network at both sizes, each with its card and with pictures to calibrate it."""
+    rng = np.random.default_rng(settings["seed"])
+    for name, model_input in INPUTS.items():
+        sized = network(model_input.height, model_input.width)
+        sized.set_weights(average.get_weights())
+        sized.save(folder / f"{name}.keras")
+        chosen = rng.choice(len(scenes), CALIBRATION_PICTURES, replace=False)
+        pictures = [letterbox(scenes[int(i)].image, model_input.width, model_input.height)[0] for i in chosen]
+        np.save(folder / f"{name}.npy", np.stack(pictures))
+        (folder / f"{name}.json").write_text(card(name, settings).to_json())
+
+
+class FloatModel:
+    """A Keras network as `Detector` takes it: a picture of the card's size in, outputs without the batch axis out."""
+
+    def __init__(self, network: keras.Model, card: ModelCard) -> None:
+        self.network, self.card, self.path = network, card, Path(card.name)
+        cells = len(grid_cells(card.input.width, card.input.height))
+        self.output_shapes = [(cells, last) for last in OUTPUTS.values()]
+
+    def __call__(self, picture: Image) -> Outputs:
+        """The outputs for one picture (BGR)."""
+        outputs = self.network(normalise(picture, self.card.input)[None], training=False)
+        return tuple(ops.convert_to_numpy(output)[0] for output in outputs)
+
+
+def card(name: str, settings: dict[str, Any]) -> ModelCard:
+    """The card of one size, before its threshold is chosen and its figures are measured."""
+    return ModelCard(
+        schema="edgefer.model/1",
+        name=name,
+        task="detector",
+        decoder="edgefer-centre",
+        input=INPUTS[name],
+        version="2026.11",
+        thresholds={"min_score": 0.5},
+        training={
+            "command": settings["command"],
+            "data": "det_train and the even half of faceboxes_dev; random start",
+            "seed": settings["seed"],
+        },
+        licence="LicenseRef-edgefer-models-research-only",
+        intended_use=INTENDED_USE[name],
+        limits=LIMITS,
+    )
+
+
+if __name__ == "__main__":
+    main()
