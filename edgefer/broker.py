@@ -1,4 +1,4 @@
-"""One connection to an MQTT broker; and when there is none, why, and what to do about it.
+"""One connection to an MQTT broker.
 
 MQTT 5 is spoken first, 3.1.1 with brokers that don't know it. A connection that broke is never mended: the next one
 starts afresh, so that paho resends nothing by itself, and the sink decides what is sent again and how it is marked.
@@ -25,6 +25,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from edgefer.broker_errors import CHECK_ADDRESS, reason_of, what_it_may_want, where, why_refused, why_unreachable
 from edgefer.errors import BrokerError
 from edgefer.settings import MqttSettings, Settings
 
@@ -43,22 +44,18 @@ Acknowledged = Callable[[str | None], None]
 """Is told what became of a message: None when the broker took it, else why it didn't."""
 
 
-def connect(settings: Settings, client_id: str, will_topic: str | None = None) -> Connection:
+def connect(settings: Settings, client_id: str, will_topic: str) -> Connection:
     """A connection that the broker has accepted; BrokerError says why there is none, and what to do.
 
     `will_topic` is where the broker publishes `offline`, retained, when the connection ends without a good-bye.
     """
-    try:
-        return _connect(settings.mqtt, MQTTProtocolVersion.MQTTv5, client_id, will_topic)
-    except _NotUnderstoodError:
-        # An older broker refuses the version, or hangs up. Asked anew each time: it may be a newer one by now.
-        return _connect(settings.mqtt, MQTTProtocolVersion.MQTTv311, client_id, will_topic)
+    version = _find_version(settings.mqtt, client_id)
+    return _connect(settings.mqtt, version, client_id, will_topic)
 
 
 def check_broker(settings: Settings) -> None:
     """Connect once; BrokerError says why that fails, and what to do."""
-    with contextlib.closing(connect(settings, client_id(settings) + "-check")) as connection:
-        connection.say_goodbye()
+    _find_version(settings.mqtt, client_id(settings) + "-check")
 
 
 def client_id(settings: Settings) -> str:
@@ -71,11 +68,6 @@ def client_id(settings: Settings) -> str:
     daemon = f"edgefer {_machine_id()} {settings.camera} {settings.state_dir}"
     device = re.sub("[^A-Za-z0-9_-]", "_", settings.device)
     return f"edgefer-{device}-{hashlib.sha256(daemon.encode()).hexdigest()[:8]}"
-
-
-def where(settings: MqttSettings) -> str:
-    """The broker, for people."""
-    return f"the broker at {settings.host}:{settings.actual_port}"
 
 
 class Connection:
@@ -134,14 +126,14 @@ class Connection:
         try:
             self._client.connect(self._settings.host, self._settings.actual_port, KEEPALIVE_S)
         except (OSError, UnicodeError) as error:
-            raise BrokerError(_why_unreachable(error, self._settings)) from error
+            raise BrokerError(why_unreachable(error, self._settings, ANSWER_TIMEOUT_S)) from error
         if isinstance(connection := self._client.socket(), socket.socket):
             # Otherwise Nagle's algorithm holds back what follows an unacknowledged packet: 23 ms a message, not 0.6.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         while not self._accepted:
             self.exchange(0.5)
             if time.monotonic() > patience_until:
-                raise BrokerError(_why_unreachable(TimeoutError(), self._settings))
+                raise BrokerError(why_unreachable(TimeoutError(), self._settings, ANSWER_TIMEOUT_S))
 
     def publish(
         self, topic: str, payload: bytes, acknowledged: Acknowledged, *, retain: bool, expiry_s: float | None = None
@@ -172,7 +164,7 @@ class Connection:
             self._client.loop_write()
             self._client.loop_misc()
         except (MQTTException, struct.error, LookupError, ValueError) as error:
-            raise BrokerError(f"{self._where} sends something that isn't MQTT; {_CHECK_ADDRESS}") from error
+            raise BrokerError(f"{self._where} sends something that isn't MQTT; {CHECK_ADDRESS}") from error
         if self._client.socket() is None:
             raise self._lost()
 
@@ -215,18 +207,35 @@ class Connection:
         if self._refusal == "Unsupported protocol version":
             return _NotUnderstoodError(f"{self._where} speaks neither MQTT 5 nor 3.1.1")
         if self._refusal is not None:
-            return BrokerError(_why_refused(self._refusal, self._settings))
+            return BrokerError(why_refused(self._refusal, self._settings))
         if not self._accepted:
-            return _NotUnderstoodError(f"{self._where} hangs up without an answer; {_what_it_wants(self._settings)}")
-        if self._goodbye == "session taken over":
-            return BrokerError(
-                f"another client took our place at {self._where}; give each edgefer a name of its own in EDGEFER_DEVICE"
-            )
-        return BrokerError(f"lost {self._where}: {self._goodbye or 'the connection was closed'}")
+            return _NotUnderstoodError(f"{self._where} hangs up without an answer; {what_it_may_want(self._settings)}")
+        return BrokerError(
+            f"lost {self._where}: {self._goodbye or 'the connection was closed'}; if that goes on, see the broker's "
+            "log, and whether another edgefer has the same EDGEFER_DEVICE"
+        )
 
 
 class _NotUnderstoodError(BrokerError):
     """The broker refuses this version of MQTT, or hangs up without an answer."""
+
+
+def _find_version(settings: MqttSettings, client_id: str) -> MQTTProtocolVersion:
+    """The newest version that the broker speaks: an older broker refuses MQTT 5, or hangs up.
+
+    Found anew for each connection, for a broker can be exchanged; and without a last will, for amqtt, which speaks
+    3.1.1 only, takes a will in MQTT 5's form for the beginning of a longer message, and never answers.
+    """
+
+    def knock(version: MQTTProtocolVersion) -> MQTTProtocolVersion:
+        with contextlib.closing(_connect(settings, version, client_id, None)) as connection:
+            connection.say_goodbye()
+        return version
+
+    try:
+        return knock(MQTTProtocolVersion.MQTTv5)
+    except _NotUnderstoodError:
+        return knock(MQTTProtocolVersion.MQTTv311)
 
 
 def _connect(settings: MqttSettings, version: MQTTProtocolVersion, client_id: str, will: str | None) -> Connection:
@@ -260,7 +269,7 @@ def _tls_context(settings: MqttSettings) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=settings.ca_file)
     except OSError as error:
         raise BrokerError(
-            f"EDGEFER_MQTT__CA_FILE={settings.ca_file} holds no certificate in PEM format ({_reason(error)})"
+            f"EDGEFER_MQTT__CA_FILE={settings.ca_file} holds no certificate in PEM format ({reason_of(error)})"
         ) from error
     if settings.cert_file and settings.key_file:
         try:
@@ -269,65 +278,6 @@ def _tls_context(settings: MqttSettings) -> ssl.SSLContext:
         except OSError as error:
             raise BrokerError(
                 f"EDGEFER_MQTT__CERT_FILE={settings.cert_file} and EDGEFER_MQTT__KEY_FILE={settings.key_file} must be "
-                f"a certificate and its key, in PEM format, the key without a passphrase ({_reason(error)})"
+                f"a certificate and its key, in PEM format, the key without a passphrase ({reason_of(error)})"
             ) from error
     return context
-
-
-_CHECK_ADDRESS = "check EDGEFER_MQTT__HOST and EDGEFER_MQTT__PORT"
-_NOT_YET_VALID, _EXPIRED, _WRONG_NAME, _WRONG_ADDRESS = 9, 10, 62, 64
-"""X509_V_ERR_... of OpenSSL's x509_vfy.h."""
-
-
-def _why_unreachable(error: Exception, settings: MqttSettings) -> str:
-    broker = where(settings)
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return _why_untrusted(error, settings)
-    if isinstance(error, (ssl.SSLError, ConnectionResetError)):
-        return (
-            f"{broker} doesn't speak TLS as we do ({_reason(error)}); check EDGEFER_MQTT__PORT (TLS is often on 8883) "
-            "and EDGEFER_MQTT__CERT_FILE, or set EDGEFER_MQTT__TLS=false"
-        )
-    if isinstance(error, (socket.gaierror, UnicodeError)):
-        return f"the name of {broker} can't be resolved ({_reason(error)}); check EDGEFER_MQTT__HOST and the network"
-    if isinstance(error, TimeoutError):
-        return (
-            f"{broker} doesn't answer within {ANSWER_TIMEOUT_S:.0f} s; {_CHECK_ADDRESS}, the network and the firewall"
-        )
-    return f"{broker} can't be reached: {_reason(error).lower()}; is it running there? Otherwise {_CHECK_ADDRESS}"
-
-
-def _why_untrusted(error: ssl.SSLCertVerificationError, settings: MqttSettings) -> str:
-    if error.verify_code == _NOT_YET_VALID:
-        advice = "check this machine's clock"
-    elif error.verify_code == _EXPIRED:
-        advice = "the broker needs a new one; if it has, check this machine's clock"
-    elif error.verify_code in {_WRONG_NAME, _WRONG_ADDRESS}:
-        advice = "set EDGEFER_MQTT__HOST to the name in the certificate"
-    else:
-        advice = "set EDGEFER_MQTT__CA_FILE to the certificate of the authority that signed it"
-    return f"the certificate of {where(settings)} isn't trusted: {error.verify_message}; {advice}"
-
-
-def _why_refused(reason: ReasonCode, settings: MqttSettings) -> str:
-    refusal = f"{where(settings)} refuses us: {reason.getName().lower()}"
-    if reason not in ("Bad user name or password", "Not authorized"):
-        return f"{refusal}; the broker's log says more"
-    if settings.username is None:
-        return f"{refusal}; set EDGEFER_MQTT__USERNAME and EDGEFER_MQTT__PASSWORD (or EDGEFER_MQTT__PASSWORD_FILE)"
-    password = "EDGEFER_MQTT__PASSWORD_FILE" if settings.password_file else "EDGEFER_MQTT__PASSWORD"
-    return f"{refusal}; check EDGEFER_MQTT__USERNAME={settings.username}, {password}, and what that user is allowed"
-
-
-def _what_it_wants(settings: MqttSettings) -> str:
-    if not settings.tls:
-        return f"if that port is for TLS, set EDGEFER_MQTT__TLS=true; else {_CHECK_ADDRESS}"
-    if settings.cert_file is None:
-        return "if it asks for a client certificate, set EDGEFER_MQTT__CERT_FILE and EDGEFER_MQTT__KEY_FILE"
-    return f"it may not accept EDGEFER_MQTT__CERT_FILE={settings.cert_file}"
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, ssl.SSLError) and error.reason:
-        return error.reason.replace("_", " ").lower()
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)

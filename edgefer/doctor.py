@@ -13,7 +13,7 @@ from edgefer.errors import EdgeferError, InputError
 from edgefer.gallery import open_gallery
 from edgefer.service import DEFAULT_DETECTOR
 from edgefer.settings import Settings
-from edgefer.sinks.mqtt import check_broker
+from edgefer.broker import check_broker
 from edgefer.vision import load_vision
 from edgefer.vision.model import RUNTIME, models_folder
 
@@ -63,6 +63,8 @@ def _camera(settings: Settings) -> str:
 
 
 def _broker(settings: Settings) -> str:
+    if "mqtt" not in settings.sinks.split(","):
+        return f"not used: EDGEFER_SINKS={settings.sinks}"
     check_broker(settings)
     return f"{settings.mqtt.host}:{settings.mqtt.actual_port} takes our messages"
 

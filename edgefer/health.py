@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
-from typing import ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -74,7 +74,7 @@ class HealthMonitor:
         self._stopwatch = stopwatch
         self._started_s = time.monotonic()
         self._told_s = float("-inf")
-        self._told: tuple[tuple[str, str], ...] | None = None
+        self._told: set[tuple[str, str]] | None = None
         self._problems: dict[tuple[str, str], Problem] = {}
         self._latencies: deque[float] = deque(maxlen=_WINDOW)
         self._frames: deque[float] = deque(maxlen=_WINDOW)
@@ -89,19 +89,26 @@ class HealthMonitor:
         """The health, when it is time to tell it or a problem came or went."""
         self._note_problems(camera, sinks)
         now_s = time.monotonic()
-        if tuple(self._problems) == self._told and now_s - self._told_s < EVERY_S:
+        if set(self._problems) == self._told and now_s - self._told_s < EVERY_S:
             return None
-        self._told, self._told_s = tuple(self._problems), now_s
+        self._told, self._told_s = set(self._problems), now_s
         return self._health(camera, sinks, now_s)
 
     def _note_problems(self, camera: CameraState, sinks: Sequence[SinkState]) -> None:
-        now = datetime.now(timezone.utc)
-        found = [Problem(part="camera", code="lost", since=now, message=camera.problem)] if camera.problem else []
-        for sink in sinks:
-            if sink.problem:
-                found.append(Problem(part="broker", code="unreachable", since=now, message=sink.problem))
-        former = self._problems
-        self._problems = {(p.part, p.code): former.get((p.part, p.code)) or p for p in found}
+        found: list[tuple[Literal["camera", "broker"], str, str]] = []
+        if camera.problem:
+            found.append(("camera", "lost", camera.problem))
+        found += [("broker", "unreachable", sink.problem) for sink in sinks if sink.problem]
+        now, former = datetime.now(timezone.utc), self._problems
+        self._problems = {
+            (part, code): Problem(
+                part=part,
+                code=code,
+                since=former[part, code].since if (part, code) in former else now,
+                message=message,
+            )
+            for part, code, message in found
+        }
 
     def _health(self, camera: CameraState, sinks: Sequence[SinkState], now_s: float) -> Health:
         return Health(

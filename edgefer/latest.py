@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
 import cv2
 
-from edgefer.cameras import Camera, EndOfStream, Picture
+from edgefer.cameras import Camera, EndOfStream, Picture, open_camera, parse_uri
 from edgefer.errors import CameraError, EdgeferError
 from edgefer.messages import Frame, Image
 from edgefer.settings import FrameSettings
@@ -39,18 +39,21 @@ class CameraState:
 class Latest:
     """Keeps a camera open and its newest frame at hand.
 
-    A lost camera is opened again, with back-off, for as long as it takes. A file that can't be read ends it.
+    `uri` is what EDGEFER_CAMERA holds; `auto` is looked up anew whenever the camera is opened. A lost camera is opened
+    again, with back-off, for as long as it takes. A file that can't be read ends it.
     """
 
-    def __init__(self, open_camera: Callable[[], Camera], settings: FrameSettings) -> None:
-        self._open = open_camera
+    def __init__(self, uri: str, settings: FrameSettings) -> None:
+        self._uri = uri
         self._settings = settings
+        self._camera: Camera | None = None
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._frame: Frame | None = None
         self._end: Exception | None = None
         self._problem: str | None = None
-        self._last_sign_s = time.monotonic()
+        self._opened_s = math.inf
+        self._waiting_since_s: float | None = time.monotonic()
         self._number = 0
         self._dropped = 0
         self._reopened = 0
@@ -74,7 +77,8 @@ class Latest:
     def state(self) -> CameraState:
         """How the camera does now."""
         with self._changed:
-            silent_s = time.monotonic() - self._last_sign_s
+            since_s = self._waiting_since_s
+            silent_s = 0.0 if since_s is None else time.monotonic() - since_s
             problem = self._problem
             if silent_s > LOST_AFTER_S and self._end is None:
                 problem = problem or f"the camera has given no frame for {silent_s:.0f} s; is it still plugged in?"
@@ -85,18 +89,23 @@ class Latest:
         self._stop.set()
         with self._changed:
             self._changed.notify_all()
-        self._thread.join(timeout_s)
+        self._thread.join(timeout_s / 2)
+        if self._thread.is_alive() and self._camera is not None:
+            self._camera.close()  # ends a read that only waits for a picture's time
+            self._thread.join(timeout_s / 2)
         if self._thread.is_alive():
-            log.warning("the camera is stuck in a read; leaving it")
+            log.warning("the camera doesn't answer; leaving it")
 
     def _run(self) -> None:
         retry_s = FIRST_RETRY_S
         while not self._stop.is_set():
-            opened_s = time.monotonic()
+            self._opened_s = math.inf
             try:
                 self._capture()
             except CameraError as error:
-                if time.monotonic() - opened_s > LAST_RETRY_S:
+                if self._stop.is_set():
+                    return
+                if time.monotonic() - self._opened_s > LAST_RETRY_S:
                     retry_s = FIRST_RETRY_S
                 self._lost(error, retry_s)
                 self._stop.wait(retry_s * random.uniform(0.8, 1.2))  # noqa: S311  # jitter, not a secret
@@ -109,32 +118,36 @@ class Latest:
                 return
 
     def _capture(self) -> None:
-        camera = self._open()
+        self._waiting_since_s = time.monotonic()
+        uri = parse_uri(self._uri)
+        self._camera = camera = open_camera(uri, self._settings)
+        self._opened_s = time.monotonic()
         try:
             log.info("camera open: %s", camera.description)
             while not self._stop.is_set():
-                self._put(camera.read(), wait=not camera.live)
+                self._put(camera.read(), uri.public, wait=not camera.live)
         finally:
             camera.close()
 
-    def _put(self, picture: Picture, *, wait: bool) -> None:
-        now_s = time.monotonic()
+    def _put(self, picture: Picture, camera: str, *, wait: bool) -> None:
+        self._waiting_since_s = None
         image = upright(picture.image, self._settings)
         with self._changed:
             if wait:
                 self._changed.wait_for(lambda: self._frame is None or self._stop.is_set())
+            now_s = time.monotonic()
             self._dropped += self._frame is not None
             stream_s = now_s if picture.stream_s is None else picture.stream_s
-            self._frame = Frame(image, self._number, now_s, datetime.now(timezone.utc), stream_s)
-            self._number += 1
-            if self._problem and self._number > 1:
+            self._frame = Frame(image, self._number, now_s, datetime.now(timezone.utc), stream_s, camera)
+            if self._problem is not None and self._number > 0:
+                self._reopened += 1
                 log.info("the camera is back")
-            self._problem, self._last_sign_s = None, now_s
+            self._number += 1
+            self._problem, self._waiting_since_s = None, now_s
             self._changed.notify_all()
 
     def _lost(self, error: CameraError, retry_s: float) -> None:
         with self._changed:
-            self._reopened += 1
             # Once a problem is told, a person at the log needs no repetition.
             log.log(logging.DEBUG if self._problem == str(error) else logging.ERROR, "%s; trying again", error)
             self._problem = str(error)

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime, timezone
 
-from edgefer import machine
-from edgefer.cameras import EndOfStream, open_camera, parse_uri
+from edgefer import __version__, machine
+from edgefer.cameras import EndOfStream
 from edgefer.emotions import EmotionWatcher
 from edgefer.gallery import open_gallery
 from edgefer.health import HealthMonitor, Stopwatch
@@ -54,8 +54,9 @@ def run(settings: Settings, stop: threading.Event) -> None:
         )
         health = HealthMonitor(origin, vision.names, RUNTIME, stopwatch)
         sinks = parts.enter_context(_opened(open_sinks(settings)))
+        log.info("edgefer %s on %s, with %s and %s", __version__, settings.device, RUNTIME, vision.names)
         publish(sinks, None, [reporter.presence(datetime.now(timezone.utc))])
-        camera = Latest(lambda: open_camera(parse_uri(settings.camera), settings.frame), settings.frame)
+        camera = Latest(settings.camera, settings.frame)
         parts.callback(camera.close, CLOSE_CAMERA_S)
         try:
             watch(camera, pipeline, reporter, health, sinks, stop)

@@ -35,7 +35,7 @@ Score = Annotated[float, Field(gt=0, lt=1)]
 class Group(BaseModel):
     """A group of settings: its variables are EDGEFER_GROUP__NAME."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
 class FrameSettings(Group):

@@ -93,4 +93,4 @@ def health(**changes: Any) -> Health:
 
 def frame(captured_at: float, *, number: int = 0) -> Frame:
     """A small black picture, captured at a moment of the monotonic clock."""
-    return Frame(np.zeros((4, 6, 3), np.uint8), number, captured_at, TIME, captured_at)
+    return Frame(np.zeros((4, 6, 3), np.uint8), number, captured_at, TIME, captured_at, "synthetic://")

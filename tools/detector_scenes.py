@@ -1,4 +1,4 @@
-"""What the face detector learns from: pictures with their faces, augmented, and what each cell of its grids should say."""
+"""What the face detector learns from: augmented pictures, and what each cell of its grids should say about them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALLEST_FACE = 6.0
 """Pixels of the canvas; a smaller face is neither asked for nor held against the detector."""
 
 FACE_SIZES = {8: (0.0, 48.0), 16: (32.0, 128.0), 32: (88.0, np.inf)}
-"""Stride -> the sizes of faces (pixels of the canvas) that its cells answer for; they overlap, so that no size falls between."""
+"""Stride -> the sizes of faces (pixels of the canvas) that its cells answer for; they overlap: none falls between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,8 @@ def people_scene(pack: Pack, i: int) -> Scene:
 
 def sizes_of(boxes: Floats) -> Floats:
     """The side of the square of each box's area."""
-    return np.sqrt(np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(1))
+    sizes: Floats = np.sqrt(np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(1))
+    return sizes
 
 
 def augmented(scenes: Scenes, i: int, width: int, height: int, rng: np.random.Generator) -> Scene:
@@ -173,12 +174,11 @@ def _spoilt(image: Image, rng: np.random.Generator) -> Image:
         table = np.clip(levels**gamma * 255 * gains + lift, 0, 255).astype(np.uint8)
         image = cv2.LUT(image, table[:, None])
     if dark or rng.random() < 0.1:
-        noise = np.empty(image.shape, np.int16)
-        cv2.randn(noise, 0, rng.uniform(2, 14))
-        image = cv2.add(image, noise, dtype=cv2.CV_8U)
+        noise = rng.standard_normal(image.shape, np.float32) * rng.uniform(2, 14)
+        image = np.clip(image + noise, 0, 255).astype(np.uint8)
     if rng.random() < 0.2:
         _, coded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(25, 90))])
-        image = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+        image = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
     return image
 
 
@@ -202,9 +202,9 @@ def _blurred(image: Image, rng: np.random.Generator) -> Image:
 
 
 TARGETS = 16
-"""Columns of what a cell should say: 0 whether it answers for a face (1 yes, 0 no, -1 either), 1 to 4 the sides and 5 to
-14 the landmarks as the network gives them, 15 the weight of an error in the landmarks (1 / the face's size, in strides;
-0 where they aren't known)."""
+"""Columns of what a cell should say: 0 whether it answers for a face (1 yes, 0 no, -1 either), 1 to 4 the sides and
+5 to 14 the landmarks as the network gives them, 15 the weight of an error in the landmarks (1 / the face's size, in
+strides; 0 where they aren't known)."""
 
 
 def targets(scene: Scene, cells: Floats) -> Floats:

@@ -1,7 +1,9 @@
 """How many faces a detector finds, how many it makes up, and how well it places their landmarks.
 
-    python tools/evaluate_detector.py models/far.json      # chooses the card's min_score, and shows what others would give
+    python tools/evaluate_detector.py models/far.json      # chooses the card's min_score
     python tools/evaluate.py detector models/far.json      # writes the figures into the card
+
+Sizes are the side of the square of a box's area, in pixels of the stored picture (its long side has 400 at most).
 """
 
 from __future__ import annotations
@@ -32,12 +34,14 @@ Found = list[list[Detection]]
 
 def evaluate_detector(model: Model, data: Path) -> list[Metric]:
     """The figures of an int8 card; those of its float original, which the trainer measured, stay."""
-    return [*figures(model, data, "int8"), *(metric for metric in model.card.metrics if metric.precision != "int8")]
+    kept = (metric for metric in model.card.metrics if metric.precision != "int8")
+    return [*figures(model, held_out_people(data), validation_photos(data), "int8"), *kept]
 
 
-def figures(model: Model, data: Path, precision: Literal["int8", "float32"]) -> list[Metric]:
-    """What a card tells. Sizes are the side of the square of a box's area, in pixels of the stored picture."""
-    people, photos = held_out_people(data), validation_photos(data)
+def figures(
+    model: Model, people: list[Scene], photos: list[Scene], precision: Literal["int8", "float32"]
+) -> list[Metric]:
+    """What a card tells of a model."""
     on_people, on_photos = find(model, people), find(model, photos)
     min_score = model.card.thresholds["min_score"]
     on_empty = [found for found, scene in zip(on_photos, photos, strict=True) if not len(scene.boxes)]
@@ -139,7 +143,9 @@ def _judged(found: Found, scenes: list[Scene], smallest: float) -> tuple[list[tu
 
 def _overlaps(faces: list[Detection], boxes: Floats) -> NDArray[np.float64]:
     """IoU of each detection (rows) with each box (columns: left, top, right, bottom)."""
-    mine = np.array([[f.box.x, f.box.y, f.box.x + f.box.width, f.box.y + f.box.height] for f in faces]).reshape(-1, 1, 4)
+    places = [(face.box.x, face.box.y, face.box.width, face.box.height) for face in faces]
+    mine = np.array(places).reshape(-1, 1, 4)
+    mine[..., 2:] += mine[..., :2]
     shared = np.minimum(mine[..., 2:], boxes[:, 2:]) - np.maximum(mine[..., :2], boxes[:, :2])
     both = np.maximum(shared, 0).prod(-1)
     areas = (mine[..., 2:] - mine[..., :2]).prod(-1) + (boxes[:, 2:] - boxes[:, :2]).prod(-1)

@@ -2,9 +2,9 @@
 
     python tools/fit_crop.py models/emotion-48.json --detector far
 
-FER2013's images are nothing but a face: enlarged and set in a larger picture, they meet the detector as a camera's faces
-do, and the crop is what brings its box back to the image, in the median. Then PublicTest is read from those pictures,
-detected and cropped as the daemon does, beside the 48x48 images themselves.
+FER2013's images are nothing but a face. Enlarged and set in a larger picture, they meet the detector as a camera's
+faces do, and the crop is what brings its box back to the image, in the median. Then PublicTest is read from such
+pictures, detected and cropped as the daemon does, beside the 48x48 images themselves.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from edgefer.vision.emotion import EmotionReader
 from edgefer.vision.model import Model, find_model
 
 SIZES = (72, 108, 144)
-"""Sides of the face in the picture, in px, in turn."""
+"""Sides of the image in the picture, in px, in turn: a face before a camera, near and less near."""
 WIDTH, HEIGHT = 320, 240
 MIN_IOU = 0.3
 """A detection that shares less with the image is of something else."""
 
 
 def main() -> None:
-    """Fit on training images, tell, write, measure on PublicTest."""
+    """Fit on training images, tell, write; then measure on PublicTest."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("card", type=Path, help="the emotion model's card; the .tflite lies beside it")
     parser.add_argument("--detector", default="far", help="a detector's name or .tflite (%(default)s)")
@@ -44,20 +44,68 @@ def main() -> None:
 
     chosen = np.random.default_rng(0).choice(np.flatnonzero(fer.usage == 0), arguments.images, replace=False)
     crop = fit(detector, fer.images[chosen])
-    card = dataclasses.replace(read_card(arguments.card), crop=crop)
-    arguments.card.write_text(card.to_json())
+    print(f"crop: {crop}")
+    arguments.card.write_text(dataclasses.replace(read_card(arguments.card), crop=crop).to_json())
 
     reader = EmotionReader(Model(arguments.card.with_suffix(".tflite"), "emotion"))
     compare(detector, reader, fer.images[fer.usage == 1], fer.labels[fer.usage == 1])
 
 
 def fit(detector: Detector, images: Image) -> Crop:
-    """The crop whose middle and size are right in the median; what it says is printed."""
-    found = [relation(face, frame) for scene, frame in map(place, images, sizes(images)) if (face := detect(detector, scene, frame))]
-    relations = np.array(found)
-    scale, right, down = np.median(relations, 0)
-    low, high = np.percentile(relations, (25, 75), 0)
-    print(f"found {len(relations)} of {len(images)} ({len(relations) / len(images):.1%}); median, and the middle half:")
-    for name, value, a, b in zip(("scale", "right", "down"), (scale, right, down), low, high, strict=True):
-        print(f"  {name:6} {value:6.3f}   {a:6.3f} to {b:6.3f}")
-    return Crop("box", round(float(scale), 3), (round(float(right), 3), round(float(down), 3)))
+    """The crop whose size and middle are right in the median."""
+    relations = []
+    for number, image in enumerate(images):
+        scene, frame = place(image, SIZES[number % len(SIZES)])
+        if face := find(detector, scene, frame):
+            relations.append(relation(face.box, frame))
+    print(f"detected {len(relations)} of {len(images)} ({len(relations) / len(images):.1%})")
+    middle, low, high = (np.percentile(relations, part, 0) for part in (50, 25, 75))
+    for i, name in enumerate(("scale", "shift right", "shift down")):
+        print(f"  {name:11} median {middle[i]:6.3f}, the middle half {low[i]:6.3f} to {high[i]:6.3f}")
+    scale, right, down = (round(float(value), 3) for value in middle)
+    return Crop("box", scale, (right, down))
+
+
+def compare(detector: Detector, reader: EmotionReader, images: Image, labels: NDArray[np.uint8]) -> None:
+    """Print the accuracy on the images as they are, and as they come back through the detector and the crop."""
+    plain, through = [], []
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        scene, frame = place(image, SIZES[number % len(SIZES)])
+        if face := find(detector, scene, frame):
+            plain.append(reader.read(image).argmax() == label)
+            through.append(reader(scene, face).argmax() == label)
+    print(f"PublicTest: detected {len(plain) / len(images):.1%}; accuracy of these, as they are {np.mean(plain):.4f}")
+    print(f"  and through the detector and the crop {np.mean(through):.4f}")
+
+
+def place(image: Image, side: int) -> tuple[Image, Box]:
+    """A picture (BGR) with the image enlarged in its middle, and where it stands there.
+
+    The image's edge goes on outwards, ever more blurred: a hard border is a frame that draws the detector's box to
+    itself, and a mirrored one shows a second face.
+    """
+    tile = cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC)
+    left, top = (WIDTH - side) // 2, (HEIGHT - side) // 2
+    scene = cv2.copyMakeBorder(tile, top, HEIGHT - side - top, left, WIDTH - side - left, cv2.BORDER_REPLICATE)
+    scene = cv2.GaussianBlur(scene, (0, 0), side / 8)
+    scene[top : top + side, left : left + side] = tile
+    return np.asarray(cv2.cvtColor(scene, cv2.COLOR_GRAY2BGR), np.uint8), Box(left, top, side, side)
+
+
+def find(detector: Detector, scene: Image, frame: Box) -> Detection | None:
+    """The best detection of the image that stands in the frame."""
+    return next((face for face in detector(scene) if face.box.iou(frame) >= MIN_IOU), None)
+
+
+def relation(box: Box, frame: Box) -> tuple[float, float, float]:
+    """The scale and the shifts, as a Crop has them, that make the frame out of the box."""
+    (x, y), (frame_x, frame_y) = box.centre, frame.centre
+    return (
+        frame.width / max(box.width, box.height),
+        (frame_x - x) / frame.width,
+        (frame_y - y) / frame.height,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,6 @@ import argparse
 import json
 import math
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -79,11 +78,13 @@ def main() -> None:
     if arguments.resume:
         model = keras.models.load_model(checkpoint)
         done = json.loads(history.read_text())
+        # With another --epochs, the rest of the way down is steeper or flatter.
+        model.optimizer.learning_rate = schedule(arguments.rate, len(batches) * arguments.epochs)
     else:
         model = build(len(fer.LABELS))
-        compile_for(model, arguments.rate, len(batches) * arguments.epochs)
+        compile_for(model, schedule(arguments.rate, len(batches) * arguments.epochs))
         done = []
-        save_settings(arguments, model, len(rows), len(held))
+    save_settings(arguments, model, len(rows), len(held))
     batches.epoch = len(done)
     model.fit(
         batches,
@@ -205,13 +206,16 @@ def convolve(
     return layers.ReLU()(x) if relu else x
 
 
-def compile_for(model: keras.Model, rate: float, steps: int) -> None:
-    """SGD with Nesterov's momentum, a short warm-up, a cosine down to zero, and an average of the weights."""
+def schedule(rate: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
+    """A short warm-up, then a cosine down to zero."""
     warm_up = min(500, steps // 10)
-    schedule = keras.optimizers.schedules.CosineDecay(0.0, steps - warm_up, warmup_target=rate, warmup_steps=warm_up)
+    return keras.optimizers.schedules.CosineDecay(0.0, steps - warm_up, warmup_target=rate, warmup_steps=warm_up)
+
+
+def compile_for(model: keras.Model, rates: keras.optimizers.schedules.LearningRateSchedule) -> None:
+    """SGD with Nesterov's momentum, weight decay, and an average of the weights."""
     # Keras takes the decay beside the gradient, not through the momentum: 5e-3 is what others write as 5e-4.
-    optimizer = keras.optimizers.SGD(schedule, 0.9, nesterov=True, weight_decay=5e-3, use_ema=True, ema_momentum=0.998)
-    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+    optimizer = keras.optimizers.SGD(rates, 0.9, nesterov=True, weight_decay=5e-3, use_ema=True, ema_momentum=0.998)
     model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
 
 
@@ -226,7 +230,7 @@ class Keep(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no type
         self._checkpoint, self._history, self._done, self._epochs = checkpoint, history, done, epochs
         self._started = time.monotonic()
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002  # Keras's call
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Take the time."""
         self._started = time.monotonic()
 
@@ -284,7 +288,8 @@ def card(arguments: argparse.Namespace, fer: Fer2013, trained_on: int) -> ModelC
         crop=Crop("box"),
         labels=fer.LABELS,
         training={
-            "command": f"KERAS_BACKEND={keras.backend.backend()} python {shlex.join(sys.argv)}",
+            "command": f"KERAS_BACKEND={keras.backend.backend()} python tools/train_emotion.py "
+            f"--epochs {arguments.epochs} --batch {arguments.batch} --rate {arguments.rate} --seed {arguments.seed}",
             "data": f"FER2013: {trained_on} training images (those byte-identical to a test image left out), "
             "their labels mixed half and half with FER+ votes",
             "seed": arguments.seed,

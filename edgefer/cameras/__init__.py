@@ -1,26 +1,34 @@
 """Where frames come from: one file a source, named by the schemes of its URI.
 
 A module here lists its URI schemes in `SCHEMES` and opens a camera with `open_source(uri, wanted)`. It imports its
-hardware's library inside that function, so that every module can be listed on every machine.
+hardware's library inside that function, so that every module can be listed on every machine. One that can say which
+cameras are plugged in has `find_cameras()` too, which gives their URIs. What the sources share stands in the modules
+with an underscore.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
+import os
 import pkgutil
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote
 
-from edgefer.errors import CameraError, UsageError
+from edgefer.errors import CameraError, InputError, UsageError
 from edgefer.messages import Image
 from edgefer.settings import FrameSettings
 
+_PATH_SCHEMES = ("file", "images", "v4l2")
+"""The schemes whose location is a path: there an `@` is a character like any other."""
+
 
 class EndOfStream(Exception):  # noqa: N818  # not an error: a file is played to its end
-    """The source has no more pictures."""
+    """The source has no more pictures, or was closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +48,16 @@ class Camera(Protocol):
     """What was really opened: size, frames a second, pixel format; for the log."""
 
     def read(self) -> Picture:
-        """The next picture; waits for it. EndOfStream at the end of a file, CameraError when the camera is lost."""
+        """The next picture; waits for it.
+
+        EndOfStream at the end of a file and once the camera is closed, CameraError when the camera is lost.
+        """
 
     def close(self) -> None:
-        """Give the camera back; may be called twice, and while another thread waits in `read`."""
+        """Give the camera back; may be called twice, and while another thread waits in `read`.
+
+        Where another thread reads, it returns at once, and that thread gives the camera back when its read is over.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +66,7 @@ class CameraUri:
 
     scheme: str
     location: str
-    """What stands after `scheme://` up to the query: a path, an index, or host and path (with user and password)."""
+    """What stands after `scheme://` up to the `?`, decoded: a path, an index, or user, password, host and path."""
     options: dict[str, str] = field(default_factory=dict)
     """The query's names and values. For rtsp and http they belong to the camera, and are in `address` too."""
     address: str = ""
@@ -61,42 +75,83 @@ class CameraUri:
     @property
     def public(self) -> str:
         """The URI as it is published and logged: without credentials and query."""
-        return f"{self.scheme}://{quote(self.location.rpartition('@')[2], safe='/:[]@!,;=()')}"
+        return f"{self.scheme}://{self._public_location()}"
 
-    def option(self, name: str, default: str) -> str:
-        """One option of the query."""
-        return self.options.get(name, default)
+    def _public_location(self) -> str:
+        if self.scheme in _PATH_SCHEMES:
+            return quote(self.location, safe="/:@!,;=()", errors="surrogateescape")
+        if self.scheme == "gstreamer":
+            # A pipeline may hold a password anywhere; its first element says enough.
+            return "".join(re.findall(r"^[\w-]+", self.location, re.ASCII))
+        address = self.address.partition("://")[2]
+        authority = re.split("[/?#]", address, maxsplit=1)[0]
+        rest = address.removeprefix(authority)
+        if "@" in rest:
+            return "hidden"  # the @ may end a password that holds a / ? or #
+        # A path's part with a = is a query in disguise: some cameras take /user=admin&password=... .
+        path = re.split(r"[?#]|/[^/?#]*=", rest)[0]
+        return quote(authority.rpartition("@")[2] + path, safe="/:[]!,;()%&+~", errors="surrogateescape")
 
     def flag(self, name: str) -> bool:
         """One option of the query that is 1 or 0."""
         value = self.options.get(name, "0")
         if value not in ("0", "1"):
-            raise UsageError(f"{self.public}: {name}={value!r} should be 0 or 1")
+            raise UsageError(f"{self.public}: {name}={value} should be 0 or 1")
         return value == "1"
+
+    def number(self, name: str, default: float) -> float:
+        """One option of the query that is a number above 0."""
+        try:
+            value = float(self.options.get(name, default))
+        except ValueError:
+            value = math.nan
+        if not 0 < value < math.inf:
+            raise UsageError(f"{self.public}: {name}={self.options[name]} should be a number above 0")
+        return value
+
+    def count(self, name: str) -> int | None:
+        """One option of the query that is a whole number from 0; None where it isn't given."""
+        value = self.options.get(name)
+        if value is None:
+            return None
+        if not (value.isascii() and value.isdecimal()):
+            raise UsageError(f"{self.public}: {name}={value} should be a whole number")
+        return int(value)
 
     def check_options(self, *known: str) -> None:
         """UsageError where the query holds a name that the source doesn't know."""
         if unknown := sorted(set(self.options) - set(known)):
-            takes = ", ".join(known) or "none"
+            takes = ", ".join(known) or "no options"
             raise UsageError(f"{self.public}: unknown option {', '.join(unknown)}; this source takes {takes}")
 
 
 def parse_uri(text: str) -> CameraUri:
-    """A camera's URI, or one of the short forms `0`, `/dev/video0`, `clip.mp4`, `auto`."""
+    """A camera's URI, or one of the short forms `0`, `/dev/video0`, `clip.mp4`, `auto`.
+
+    A `?` and a `%` in the path of a URI are written %3F and %25; the short forms take every path as it is.
+    """
     if text == "auto":
         return _first_camera()
-    if "://" not in text:
+    scheme, colon, rest = text.partition("://")
+    if not colon or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
         return _short_form(text)
-    parts = urlsplit(text)
-    return CameraUri(parts.scheme.lower(), unquote(parts.netloc + parts.path), dict(parse_qsl(parts.query)), text)
+    location, _, query = rest.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    return CameraUri(scheme.lower(), unquote(location, errors="surrogateescape"), options, text)
 
 
 def _short_form(text: str) -> CameraUri:
-    if text.isdecimal():
+    if not text:
+        raise UsageError("no camera is named: docs/cameras.md lists the forms")
+    if text.isascii() and text.isdecimal():
         return CameraUri("v4l2", f"/dev/video{text}", {}, text)
     if text.startswith("/dev/"):
         return CameraUri("v4l2", text, {}, text)
-    path = Path(text).expanduser().absolute()
+    path = Path(os.path.expanduser(text)).absolute()  # noqa: PTH111  # pathlib's raises on the ~ of an unknown user
+    if ":" in text.partition("@")[0] and "@" in text and not path.exists():
+        raise UsageError(
+            "the camera's address looks like one with a password, but has no scheme: write rtsp://user:password@host/path"
+        )
     return CameraUri("images" if path.is_dir() else "file", str(path), {}, text)
 
 
@@ -110,13 +165,17 @@ def _first_camera() -> CameraUri:
 
 
 def source_modules() -> list[ModuleType]:
-    """Every module of this folder, Pi camera first: the order in which cameras are looked for."""
-    names = sorted((m.name for m in pkgutil.iter_modules(__path__)), key=lambda name: (name != "picamera2", name))
+    """Every source of this folder, Pi camera first: the order in which cameras are looked for."""
+    names = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
+    names.sort(key=lambda name: (name != "picamera2", name))
     return [importlib.import_module(f"{__name__}.{name}") for name in names]
 
 
 def open_camera(uri: CameraUri, wanted: FrameSettings) -> Camera:
-    """Open a camera; CameraError or InputError say why it can't be, UsageError that no such scheme is known."""
+    """Open a camera; CameraError or InputError say why it can't be, UsageError what the URI should have been."""
+    if any("\ud800" <= letter <= "\udfff" for letter in uri.location + uri.address):
+        # OpenCV ends the process over such a name.
+        raise InputError(f"{uri.public}: the name isn't UTF-8; rename the file or folder")
     modules = {scheme: module for module in source_modules() for scheme in module.SCHEMES}
     if uri.scheme not in modules:
         known = ", ".join(f"{scheme}://" for scheme in sorted(modules))

@@ -14,7 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from edgefer.broker import Connection, check_broker, client_id, connect, where
+from edgefer.broker import Connection, check_broker, client_id, connect
+from edgefer.broker_errors import where
 from edgefer.errors import BrokerError
 from edgefer.messages import FaceEvent, Frame, Message, Presence
 from edgefer.outbox import Outbox
@@ -95,7 +96,8 @@ class MqttSink:
                 with contextlib.closing(self._connect()) as connection:
                     self._serve(connection)
             except BrokerError as error:
-                self._tell(str(error))
+                # Some brokers hang up on a message that they refuse: the refusal is what helps.
+                self._tell(self._refusal() or str(error))
             except Exception as error:  # a thread's edge: the daemon goes on, and says so
                 log.exception("the MQTT sink failed")
                 self._tell(f"the MQTT sink failed: {error!r}; this is a defect, please report it with the log")
@@ -103,14 +105,19 @@ class MqttSink:
                 retry_s = FIRST_RETRY_S
             self._stopping.wait(retry_s * random.uniform(0.5, 1))  # noqa: S311  # jitter, not a secret
             retry_s = min(2 * retry_s, LAST_RETRY_S)
+        self._bell.close()
+        self._bell_rope.close()
 
     def _connect(self) -> Connection:
-        return connect(self._settings, client_id(self._settings), f"{self._topics}/availability")
+        try:
+            return connect(self._settings, client_id(self._settings), f"{self._topics}/availability")
+        except BrokerError:
+            self._refusals.clear()
+            raise
 
     def _serve(self, connection: Connection) -> None:
         """Say `online` after what is known, send what waits and what comes; at the end, say good-bye."""
         self._last_sent, self._announced = 0, False
-        self._refusals.clear()
         self._retain("availability", b"online")
         with self._lock:
             self._due.update(self._newest)
@@ -188,13 +195,16 @@ class MqttSink:
         else:
             self._refusals[topic] = refusal
 
+    def _refusal(self) -> str | None:
+        for topic, reason in self._refusals.items():
+            broker = where(self._settings.mqtt)
+            return f"{broker} refuses messages on {self._topics}/{topic}: {reason}; allow our user to publish there"
+        return None
+
     def _judge(self, connection: Connection) -> None:
         broker = where(self._settings.mqtt)
-        if self._refusals:
-            topic, refusal = next(iter(self._refusals.items()))
-            self._tell(
-                f"{broker} refuses messages on {self._topics}/{topic}: {refusal}; allow our user to publish there"
-            )
+        if (refusal := self._refusal()) is not None:
+            self._tell(refusal)
         elif connection.silent_s > SILENT_AFTER_S:
             self._tell(f"{broker} has acknowledged nothing for over {SILENT_AFTER_S:.0f} s; is it overloaded?")
         elif self._announced:

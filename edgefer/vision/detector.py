@@ -51,9 +51,10 @@ class Detector:
 
 def suppress(scores: NDArray[np.float32], boxes: NDArray[np.float32], max_iou: float) -> list[int]:
     """The indices of the boxes that stay, best first, where of any two that overlap more the better one stays."""
-    corners_to_sizes = boxes.copy()
-    corners_to_sizes[:, 2:] -= boxes[:, :2]
-    return [int(i) for i in cv2.dnn.NMSBoxes(corners_to_sizes.tolist(), scores.tolist(), 0.0, max_iou)]
+    # A model can give sides that cross; as an empty box it overlaps nothing.
+    sizes = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
+    rectangles = np.concatenate([boxes[:, :2], sizes], 1)
+    return [int(i) for i in cv2.dnn.NMSBoxes(rectangles.tolist(), scores.tolist(), 0.0, max_iou)]
 
 
 STRIDES = (8, 16, 32)
@@ -69,7 +70,8 @@ def decode_centre(outputs: Outputs, cells: NDArray[np.float32], min_score: float
     """
     logits, distances, offsets = sorted(outputs, key=lambda output: output.shape[-1])
     # Compare logits: the exponential is then needed for the few that stay only.
-    chosen = np.flatnonzero(logits[:, 0] >= np.log(min_score / (1 - min_score)))
+    lowest = np.clip(min_score, 1e-6, 1 - 1e-6)
+    chosen = np.flatnonzero(logits[:, 0] >= np.log(lowest / (1 - lowest)))
     middles, strides = cells[chosen, :2], cells[chosen, 2:]
     reach = distances[chosen] * strides
     boxes = np.concatenate([middles - reach[:, :2], middles + reach[:, 2:]], 1)

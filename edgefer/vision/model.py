@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.resources
+import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +110,7 @@ def _read(path: Path) -> bytes:
 
 def _interpreter(path: Path, content: bytes, threads: int) -> Any:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_native_lines():
             # ai-edge-litert announces a newer interface at each construction; the Interpreter is the one both have.
             warnings.simplefilter("ignore")
             interpreter = Interpreter(model_content=content, num_threads=threads)
@@ -115,6 +118,20 @@ def _interpreter(path: Path, content: bytes, threads: int) -> Any:
     except (ValueError, RuntimeError) as error:
         raise ModelError(f"{path}: {RUNTIME} can't load the model: {error}") from error
     return interpreter
+
+
+@contextlib.contextmanager
+def _without_native_lines() -> Iterator[None]:
+    """The runtime announces its delegate on standard error, from C++, whatever the log level: keep that line away."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _check_card(path: Path, card: ModelCard, task: Task, content: bytes) -> None:

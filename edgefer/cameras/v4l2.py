@@ -1,0 +1,184 @@
+"""USB webcams, and whatever else has a /dev/videoN, through OpenCV: `v4l2:///dev/video0`."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+
+from edgefer.cameras import CameraUri, Picture
+from edgefer.cameras._guard import Guard
+from edgefer.cameras._opencv import next_image, quiet
+from edgefer.errors import CameraError
+from edgefer.settings import FrameSettings
+
+SCHEMES = ("v4l2",)
+
+NODES = Path("/sys/class/video4linux")
+"""Where the kernel lists its video devices."""
+PI_RECEIVERS = ("unicam", "rp1-cfe")
+"""How the Pi's camera ports are named there: they give a sensor's raw data, which picamera2 makes pictures of."""
+OTHER_NODES = ("bcm2835-codec", "bcm2835-isp", "pispbe", "rpivid", "rpi-hevc", "vi-output")
+"""Nodes that aren't cameras, though some can be captured from: codecs and image processors of the Pi, and the raw
+sensors of the Jetson (gstreamer:// reads those)."""
+SELECT_S = 5
+"""A camera that gives nothing for so long is lost; OpenCV's own limit is 10 s."""
+BUFFERS = 2
+"""One that the driver fills while the other is decoded. More would only hold old pictures; with a single one, a USB
+camera gives every second picture."""
+
+# From linux/videodev2.h.
+_CAPABILITY = struct.Struct("16s32s32sIII12x")  # driver, card, bus, version, of the hardware, of this node
+_REQUEST_BUFFERS = struct.Struct("III8x")  # count, type, memory
+_QUERYCAP = 0x80685600
+_REQBUFS = 0xC0145608
+_CAPTURE, _CAPTURE_PLANES, _MEMORY_TO_MEMORY, _DEVICE_CAPS = 0x1, 0x1000, 0xC000, 0x80000000
+_TYPE, _TYPE_PLANES, _MMAP = 1, 9, 1
+
+
+def find_cameras(nodes: Path = NODES, devices: Path = Path("/dev")) -> list[str]:
+    """The URIs of the cameras that are there, in the order of their numbers."""
+    found = sorted((int(name.removeprefix("video")), name) for name in node_names(nodes))
+    return [
+        f"v4l2://{devices / device}"
+        for _, device in found
+        if _line(nodes / device / "index") == "0"  # a camera's further nodes hold its metadata
+        and not _line(nodes / device / "name").startswith((*PI_RECEIVERS, *OTHER_NODES))
+        and (devices / device).exists()
+    ]
+
+
+def node_names(nodes: Path = NODES) -> Iterator[str]:
+    """The names of the video devices that the kernel lists: video0, video1, ..."""
+    return (path.name for path in nodes.glob("video*") if re.fullmatch(r"video[0-9]+", path.name))
+
+
+def open_source(uri: CameraUri, wanted: FrameSettings) -> V4l2Camera:
+    """An open camera that has given its first picture; CameraError says which of the many things is wrong."""
+    uri.check_options()
+    quiet()
+    os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(SELECT_S))  # read at the first camera
+    path = Path(uri.location)
+    return V4l2Camera(path, check_device(path), wanted)
+
+
+class V4l2Camera:
+    """A camera behind a device file."""
+
+    live = True
+
+    def __init__(self, path: Path, card: str, wanted: FrameSettings) -> None:
+        self._path = path
+        self._capture = cv2.VideoCapture(str(path), cv2.CAP_V4L2)
+        self._guard = Guard(str(path), self._capture.release)
+        # MJPG first: uncompressed, USB 2 carries 640x480 at 30 fps, and hardly more. Each line starts the device anew
+        # with the values so far, and one that it can't do leaves the nearest.
+        self._capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
+        self._capture.set(cv2.CAP_PROP_FRAME_WIDTH, wanted.width)
+        self._capture.set(cv2.CAP_PROP_FRAME_HEIGHT, wanted.height)
+        self._capture.set(cv2.CAP_PROP_FPS, wanted.fps)
+        self._capture.set(cv2.CAP_PROP_BUFFERSIZE, BUFFERS)
+        image = next_image(self._capture) if self._capture.isOpened() else None
+        if image is None:
+            self.close()
+            raise CameraError(
+                f"{path} ({card}) opens but gives no picture: plug it in again, into a port of the machine itself "
+                "rather than a hub, and try a smaller EDGEFER_FRAME__WIDTH and __HEIGHT"
+            )
+        height, width = image.shape[:2]
+        code = int(self._capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little").decode("ascii", "replace")
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.description = f"{path} ({card}): {code} {width}x{height} at {fps:g} fps"
+
+    def read(self) -> Picture:
+        """The next picture; CameraError when the camera is unplugged or gives nothing for SELECT_S."""
+        with self._guard:
+            image = next_image(self._capture)
+        # Some drivers go on giving the last picture after the camera was unplugged.
+        if not self._path.exists():
+            raise CameraError(f"{self._path} was unplugged")
+        if image is None:
+            raise CameraError(f"{self._path} gives no more pictures: is its cable in order?")
+        return Picture(image)
+
+    def close(self) -> None:
+        """Give the device back."""
+        self._guard.close()
+
+
+def check_device(path: Path) -> str:
+    """The camera's name; CameraError where the path isn't a camera that can be opened now."""
+    if path.is_file() or path.is_dir():
+        raise CameraError(f"{path} isn't a camera; a video file is named by its path alone, or as file:///path")
+    try:
+        device = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise CameraError(_why_not_open(path, error)) from error
+    try:
+        return _check_open_device(path, device)
+    finally:
+        os.close(device)
+
+
+def _check_open_device(path: Path, device: int) -> str:
+    answer = bytearray(_CAPABILITY.size)
+    try:
+        fcntl.ioctl(device, _QUERYCAP, answer)
+    except OSError as error:
+        raise CameraError(f"{path} isn't a camera; {_what_there_is()}") from error
+    driver, card, _, _, of_hardware, of_node = _CAPABILITY.unpack(answer)
+    name: str = card.split(b"\0")[0].decode("utf-8", "replace")
+    if driver.startswith(tuple(receiver.encode() for receiver in PI_RECEIVERS)):
+        raise CameraError(f"{path} gives the Pi camera's raw data only; name that camera picamera2://0")
+    can = of_node if of_hardware & _DEVICE_CAPS else of_hardware
+    if not can & (_CAPTURE | _CAPTURE_PLANES) or can & _MEMORY_TO_MEMORY:
+        raise CameraError(f"{path} ({name}) gives no pictures, it has another purpose; {_what_there_is()}")
+    if _is_busy(device, _TYPE if can & _CAPTURE else _TYPE_PLANES):
+        raise CameraError(_busy(path))
+    return name
+
+
+def _is_busy(device: int, kind: int) -> bool:
+    # Asking for no buffers changes nothing, and is refused where another program holds some.
+    try:
+        fcntl.ioctl(device, _REQBUFS, _REQUEST_BUFFERS.pack(0, kind, _MMAP))
+    except OSError as error:
+        return error.errno == errno.EBUSY
+    return False
+
+
+def _busy(path: Path) -> str:
+    return f"another program uses {path}: find it with `fuser -v {path}` and stop it"
+
+
+def _why_not_open(path: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return f"there is no {path}; {_what_there_is()}"
+    if error.errno == errno.EACCES:
+        return (
+            f"no permission to open {path}: add the user to the group that owns it, as a rule "
+            "`sudo usermod -aG video $USER`, and log in again"
+        )
+    if error.errno == errno.EPERM:
+        return f"the system forbids {path}: a container needs it passed in, a systemd unit a DeviceAllow= for it"
+    if error.errno == errno.EBUSY:
+        return _busy(path)
+    return f"{path} can't be opened ({error.strerror}): plug the camera in again"
+
+
+def _what_there_is() -> str:
+    cameras = find_cameras()
+    return f"the cameras here are {', '.join(cameras)}" if cameras else "no USB camera is plugged in"
+
+
+def _line(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:  # unplugged while we look
+        return ""

@@ -1,0 +1,110 @@
+"""The command line: help, settings, doctor, and what it says of mistakes."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from edgefer import __version__
+
+
+@pytest.fixture
+def edgefer(tmp_path):
+    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("EDGEFER_")}
+        environment |= {"EDGEFER_STATE_DIR": str(tmp_path / "state")} | variables
+        command = [sys.executable, "-m", "edgefer", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=100)
+
+    return run
+
+
+def test_help_names_every_command_with_an_example(edgefer):
+    done = edgefer("--help")
+    assert done.returncode == 0
+    for command in ("run", "demo", "analyze", "enroll", "people", "doctor", "bench", "settings"):
+        assert re.search(rf"^    {command} +\w", done.stdout, re.M)
+    assert "EDGEFER_MQTT__HOST=broker.local edgefer run" in done.stdout
+    assert edgefer("--version").stdout == f"edgefer {__version__}\n"
+
+
+def test_no_command_is_a_usage_error(edgefer):
+    done = edgefer()
+    assert done.returncode == 64
+    assert "COMMAND" in done.stderr
+
+
+def test_settings_show_values_defaults_and_no_secret(edgefer):
+    done = edgefer(
+        "settings", EDGEFER_MQTT__HOST="broker.local", EDGEFER_MQTT__USERNAME="u", EDGEFER_MQTT__PASSWORD="topsecret"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "EDGEFER_MQTT__HOST=broker.local   (default: localhost)" in done.stdout
+    assert "EDGEFER_MQTT__PASSWORD=**********\n" in done.stdout
+    assert "EDGEFER_EVENTS__INTERVAL_S=5\n" in done.stdout
+    assert "topsecret" not in done.stdout
+
+
+def test_settings_are_listed_even_when_some_are_wrong(edgefer):
+    done = edgefer("settings", EDGEFER_MQTT__PORT="many")
+    assert done.returncode == 78
+    assert "EDGEFER_MQTT__PORT=" in done.stdout
+    assert "EDGEFER_MQTT__PORT=many: " in done.stderr
+
+
+def test_doctor_tells_of_each_part_and_its_fix(edgefer):
+    done = edgefer("doctor", EDGEFER_CAMERA="synthetic://", EDGEFER_MQTT__PORT="1", EDGEFER_EMOTION__MODEL="smile")
+    told = {line.split()[1]: line for line in done.stdout.splitlines()}
+    assert list(told) == ["runtime", "models", "camera", "broker", "permissions", "clock", "temperature"]
+    assert told["runtime"].startswith("ok")
+    assert told["models"].startswith("FAIL")
+    assert "no model named 'smile'" in told["models"]
+    assert told["camera"].startswith("ok")
+    assert "640x480" in told["camera"]
+    assert told["broker"].startswith("FAIL")
+    assert "EDGEFER_MQTT__HOST" in told["broker"]
+    assert done.returncode == 66  # that of the first failure
+
+
+def test_doctor_tells_of_a_camera_that_is_not_there(edgefer):
+    done = edgefer("doctor", EDGEFER_CAMERA="/dev/video97", EDGEFER_MQTT__PORT="1")
+    assert re.search(r"^FAIL camera +.*/dev/video97", done.stdout, re.M)
+    assert done.returncode == 74
+
+
+def test_doctor_names_the_weights_licence(edgefer):
+    assert "non-commercial research" in edgefer("doctor", EDGEFER_CAMERA="synthetic://").stdout
+
+
+def test_a_reader_that_goes_away_is_no_error(edgefer, tmp_path):
+    done = subprocess.run(
+        f"{sys.executable} -m edgefer settings | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,
+    )
+    assert done.stdout.startswith("EDGEFER_DEVICE=")
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("variables", "code", "told"),
+    [
+        ({"EDGEFER_DEVICE": "a/b", "EDGEFER_MQTT__PORT": "0"}, 78, ["EDGEFER_DEVICE=a/b", "EDGEFER_MQTT__PORT=0"]),
+        ({"EDGEFER_DETECTOR__MODEL": "nearest"}, 66, ["no model named 'nearest'", "far, ", "near"]),
+        ({"EDGEFER_IDENTITY__MODEL": "/nowhere/x.tflite"}, 66, ["/nowhere/x.json", "No such file"]),
+        ({"EDGEFER_CAMERA": "ftp://host/x"}, 64, ["ftp://", "v4l2://"]),
+        ({"EDGEFER_SINKS": "kafka"}, 78, ["EDGEFER_SINKS", "mqtt, stdout"]),
+        ({"EDGEFER_CAMERA": "missing.mp4"}, 66, ["missing.mp4"]),
+    ],
+)
+def test_run_says_what_is_wrong_and_ends(edgefer, variables, code, told):
+    done = edgefer("run", **variables)
+    assert done.returncode == code
+    for part in told:
+        assert part in done.stderr
+    assert "Traceback" not in done.stderr

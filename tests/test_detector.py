@@ -1,0 +1,348 @@
+"""From a detector's tensors to faces, and how its training and its marks are made."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as nps
+
+from edgefer.errors import ModelError
+from edgefer.messages import Box, Detection
+from edgefer.vision.card import ModelCard, ModelInput
+from edgefer.vision.detector import MAX_IOU, Detector, decode_centre, grid_cells, suppress
+from edgefer.vision.model import Model, find_model
+from edgefer.vision.preprocess import PADDING, letterbox
+
+ROOT = Path(__file__).parent.parent
+DATA = ROOT / "../shared/data"
+"""The research data, which is not in the repository."""
+
+
+def logit(score: float) -> float:
+    return float(np.log(score / (1 - score)))
+
+
+def silent(cells: int) -> list[np.ndarray]:
+    """Logits, sides and landmarks of a model that sees nothing."""
+    return [np.full((cells, 1), -9.0, np.float32), np.zeros((cells, 4), np.float32), np.zeros((cells, 10), np.float32)]
+
+
+# Decoding
+
+
+def test_the_cells_are_those_of_three_grids_row_by_row():
+    cells = grid_cells(64, 32)
+    assert cells.tolist()[:9] == [[x, 4, 8] for x in range(4, 64, 8)] + [[4, 12, 8]]
+    assert cells.tolist()[32:] == [
+        *([x, y, 16] for y in (8, 24) for x in (8, 24, 40, 56)),
+        [16, 16, 32],
+        [48, 16, 32],
+    ]
+
+
+def test_a_side_that_the_stride_doesnt_divide_is_covered():
+    assert len(grid_cells(65, 33)) == 9 * 5 + 5 * 3 + 3 * 2
+
+
+def test_one_face_is_decoded_exactly():
+    cells = grid_cells(64, 32)
+    logits, sides, landmarks = silent(len(cells))
+    i = 32 + 4 + 2  # stride 16, second row, third column: its middle is (40, 24)
+    logits[i], sides[i], landmarks[i] = logit(0.75), [0.5, 1.0, 1.5, 0.25], np.arange(10) / 4 - 1
+    scores, boxes, points = decode_centre((logits, sides, landmarks), cells, 0.5)
+    np.testing.assert_allclose(scores, [0.75], rtol=1e-6)
+    np.testing.assert_array_equal(boxes, [[40 - 8, 24 - 16, 40 + 24, 24 + 4]])
+    np.testing.assert_array_equal(points, [[[24, 28 - 16], [32, 36 - 16], [40, 44 - 16], [48, 52 - 16], [56, 60 - 16]]])
+
+
+def test_the_outputs_may_come_in_any_order():
+    cells = grid_cells(64, 32)
+    outputs = silent(len(cells))
+    outputs[0][5] = 3.0
+    expected = decode_centre(tuple(outputs), cells, 0.5)
+    for got, wanted in zip(decode_centre(tuple(outputs[::-1]), cells, 0.5), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_only_scores_from_the_threshold_up_are_decoded():
+    cells = grid_cells(64, 32)
+    outputs = silent(len(cells))
+    outputs[0][:3, 0] = [logit(0.59), logit(0.61), logit(0.9)]
+    scores, _, _ = decode_centre(tuple(outputs), cells, 0.6)
+    np.testing.assert_allclose(scores, [0.61, 0.9], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("min_score", "count"), [(0.0, 42), (1.0, 0)])
+def test_thresholds_at_the_ends(min_score, count):
+    cells = grid_cells(64, 32)
+    scores, boxes, points = decode_centre(tuple(silent(len(cells))), cells, min_score)
+    assert (scores.shape, boxes.shape, points.shape) == ((count,), (count, 4), (count, 5, 2))
+
+
+# Suppressing
+
+
+def test_of_two_boxes_of_a_face_the_better_one_stays():
+    boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [30, 30, 40, 40]], np.float32)
+    assert suppress(np.array([0.6, 0.9, 0.7], np.float32), boxes, 0.45) == [1, 2]
+
+
+def test_what_overlaps_up_to_the_limit_stays():
+    boxes = np.array([[0, 0, 10, 10], [5, 0, 15, 10]], np.float32)  # an IoU of a third
+    scores = np.array([0.9, 0.8], np.float32)
+    assert suppress(scores, boxes, 0.34) == [0, 1]
+    assert suppress(scores, boxes, 0.32) == [0]
+
+
+def test_nothing_to_suppress():
+    assert suppress(np.zeros(0, np.float32), np.zeros((0, 4), np.float32), 0.45) == []
+
+
+def test_a_box_whose_sides_cross_doesnt_hide_a_face():
+    boxes = np.array([[10, 0, 0, 10], [0, 0, 10, 10]], np.float32)
+    assert 1 in suppress(np.array([0.9, 0.8], np.float32), boxes, 0.45)
+
+
+@st.composite
+def candidates(draw):
+    count = draw(st.integers(1, 25))
+    corner = nps.arrays(np.float32, (count, 2), elements=st.integers(0, 60).map(float))
+    size = nps.arrays(np.float32, (count, 2), elements=st.integers(4, 40).map(float))
+    corners = draw(corner)
+    # Scores that differ: which of two equal ones stays is not promised.
+    scores = np.array(draw(st.permutations(range(1, count + 1))), np.float32) / (count + 1)
+    return scores, np.concatenate([corners, corners + draw(size)], 1), draw(st.permutations(range(count)))
+
+
+def as_box(corners: np.ndarray) -> Box:
+    left, top, right, bottom = (float(v) for v in corners)
+    return Box(left, top, right - left, bottom - top)
+
+
+@given(candidates())
+def test_the_order_of_candidates_doesnt_matter(made):
+    scores, boxes, order = made
+    kept = suppress(scores, boxes, MAX_IOU)
+    assert [order[i] for i in suppress(scores[order], boxes[order], MAX_IOU)] == kept
+
+
+@given(candidates())
+def test_suppressing_keeps_the_best_and_one_box_a_face(made):
+    scores, boxes, _ = made
+    kept = suppress(scores, boxes, MAX_IOU)
+    assert [scores[i] for i in kept] == sorted((scores[i] for i in kept), reverse=True)
+    for i in range(len(scores)):
+        better = [k for k in kept if scores[k] > scores[i] and as_box(boxes[k]).iou(as_box(boxes[i])) > MAX_IOU]
+        assert bool(better) == (i not in kept)
+
+
+# Letterboxing
+
+
+sides = st.integers(20, 900)
+
+
+@given(
+    width=sides,
+    height=sides,
+    to=st.sampled_from([(416, 320), (256, 192), (128, 128)]),
+    x=st.floats(0, 1),
+    y=st.floats(0, 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_point_finds_its_way_back_from_the_letterbox(width, height, to, x, y):
+    picture = np.zeros((height, width, 3), np.uint8)
+    # A white square at least three pixels of the result wide; its middle is found again.
+    half = max(1, round(1.5 * max(width / to[0], height / to[1])))
+    column, row = round(x * max(width - 2 * half, 0)) + half, round(y * max(height - 2 * half, 0)) + half
+    picture[row - half : row + half, column - half : column + half] = 255
+    boxed, scale = letterbox(picture, *to)
+    assert boxed.shape == (to[1], to[0], 3)
+    covered = round(height * scale), round(width * scale)
+    assert covered[0] == to[1] or covered[1] == to[0]
+    assert (boxed[covered[0] :] == PADDING).all()
+    assert (boxed[:, covered[1] :] == PADDING).all()
+    weights = boxed[: covered[0], : covered[1], 0].astype(float)
+    rows, columns = np.mgrid[0 : covered[0], 0 : covered[1]] + 0.5
+    found = np.array([(weights * columns).sum(), (weights * rows).sum()]) / weights.sum() / scale
+    np.testing.assert_allclose(found, [column, row], atol=0.75 + 0.75 / scale)
+
+
+# The whole detector, with the models that ship
+
+
+@pytest.fixture(scope="module", params=["far", "near"])
+def model(request):
+    return Model(find_model(request.param), "detector")
+
+
+@given(width=st.integers(16, 500), height=st.integers(16, 500), seed=st.integers(0, 2**31))
+@settings(max_examples=15, deadline=None)
+def test_boxes_stay_in_the_frame(model, width, height, seed):
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (max(2, height // 12), max(2, width // 12), 3), np.uint8)
+    picture = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+    found = Detector(model, min_score=0.001)(picture)
+    assert found, "a threshold this low lets some boxes through"
+    for face in found:
+        assert 0 <= face.box.x < face.box.x + face.box.width <= width + 1e-3
+        assert 0 <= face.box.y < face.box.y + face.box.height <= height + 1e-3
+        assert 0 <= face.score <= 1
+    assert [face.score for face in found] == sorted((face.score for face in found), reverse=True)
+
+
+def test_an_empty_room_holds_no_face(model):
+    assert Detector(model)(np.full((480, 640, 3), 90, np.uint8)) == []
+
+
+def test_small_faces_can_be_left_out(model):
+    skimage = pytest.importorskip("skimage.data", reason="the sample picture is in the demo extra")
+    picture = np.ascontiguousarray(skimage.astronaut()[..., ::-1])
+    (face,) = Detector(model)(picture)
+    assert Detector(model, min_face_px=face.box.side - 1)(picture) == [face]
+    assert Detector(model, min_face_px=face.box.side + 1)(picture) == []
+
+
+def test_a_known_face_is_found_where_it_is(model):
+    skimage = pytest.importorskip("skimage.data", reason="the sample picture is in the demo extra")
+    (face,) = Detector(model)(np.ascontiguousarray(skimage.astronaut()[..., ::-1]))
+    assert face.box.iou(Box(178, 70, 92, 107)) > 0.5  # drawn by eye: hairline to chin, cheek to cheek
+    truth = [(203, 101), (247, 103), (226, 124), (206, 143), (242, 143)]
+    assert np.hypot(*np.subtract(face.landmarks, truth).T).max() < 10
+
+
+# What doesn't fit
+
+
+def test_outputs_of_other_shapes_are_refused(tmp_path):
+    path = tmp_path / "classifier.tflite"
+    path.write_bytes((ROOT / "tests/data/int8.tflite").read_bytes())  # 8x8 gray in, three scores out
+    card = ModelCard(
+        "edgefer.model/1", "classifier", "detector", "edgefer-centre", ModelInput(8, 8, "gray", (0.0, 1.0))
+    )
+    path.with_suffix(".json").write_text(card.to_json())
+    with pytest.raises(ModelError) as refused:
+        Detector(Model(path, "detector"))
+    wanted = "decoder edgefer-centre needs outputs [(3, 1), (3, 4), (3, 10)], the model has [(3,)]"
+    assert str(refused.value) == f"{path}: {wanted}"
+
+
+# The marks, and what training is told; tools/ is no package
+
+
+@pytest.fixture
+def tools(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+
+
+def scene(boxes, wanted=None, points=None):
+    from detector_scenes import Scene
+
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    wanted = np.ones(len(boxes), bool) if wanted is None else np.array(wanted, bool)
+    points = np.full((len(boxes), 5, 2), np.nan, np.float32) if points is None else np.array(points, np.float32)
+    return Scene(np.zeros((100, 100, 3), np.uint8), boxes, points, wanted)
+
+
+def face(left, top, right, bottom, score):
+    return Detection(Box(left, top, right - left, bottom - top), score, None)
+
+
+def test_average_precision_by_hand(tools):
+    from evaluate_detector import average_precision, false_faces, recall
+
+    scenes = [scene([[0, 0, 20, 20], [50, 50, 70, 70]]), scene([[0, 0, 40, 40]])]
+    found = [
+        [face(0, 0, 20, 20, 0.9), face(80, 0, 100, 20, 0.8), face(1, 1, 20, 20, 0.7)],  # right, wrong, twice the same
+        [face(0, 0, 40, 38, 0.6)],
+    ]
+    # Recall 1/3 at a precision of 1, then 2/3 at a half.
+    assert average_precision(found, scenes, 16) == pytest.approx(1 / 3 + 1 / 3 * 1 / 2)
+    assert recall(found, scenes, 16, 0.65) == pytest.approx(1 / 3)
+    assert false_faces(found, 0.75) == 1.0
+
+
+def test_doubtful_and_small_faces_are_neither_needed_nor_false(tools):
+    from evaluate_detector import average_precision, recall
+
+    scenes = [scene([[0, 0, 20, 20], [50, 50, 60, 60], [80, 80, 99, 99]], wanted=[True, True, False])]
+    found = [[face(50, 50, 60, 60, 0.9), face(80, 80, 99, 99, 0.8), face(0, 0, 20, 20, 0.7)]]
+    assert average_precision(found, scenes, 16) == 1.0
+    assert average_precision([[]], scenes, 16) == 0.0
+    assert recall(found, scenes, 16, 0.5) == 1.0
+
+
+def test_the_landmark_error_is_a_share_of_the_faces_size(tools):
+    from evaluate_detector import landmark_error
+
+    truth = [[10, 10], [30, 10], [20, 20], [12, 30], [28, 30]]
+    moved = tuple((x + 3.0, y + 4.0) for x, y in truth)
+    found = [[dataclasses.replace(face(0, 0, 40, 40, 0.9), landmarks=moved)]]
+    assert landmark_error(found, [scene([[0, 0, 40, 40]], points=[truth])], 32) == pytest.approx(5 / 40)
+
+
+def test_decoding_what_training_asks_for_gives_the_faces_back(tools):
+    from detector_scenes import targets
+
+    boxes = np.array([[10, 12, 20, 22], [40, 30, 100, 95], [0, 100, 150, 256]], np.float32)
+    points = np.stack([boxes[:, None, :2] + (boxes[:, None, 2:] - boxes[:, None, :2]) * t for t in (0.3, 0.5)], 1)
+    points = np.repeat(points[:, :1, 0], 5, 1) + np.arange(5)[None, :, None]
+    cells = grid_cells(256, 256)
+    asked = targets(scene(boxes, points=points), cells)
+    outputs = (np.where(asked[:, :1] > 0, 5, -9).astype(np.float32), asked[:, 1:5], asked[:, 5:15])
+    scores, decoded, landmarks = decode_centre(outputs, cells, 0.5)
+    kept = suppress(scores, decoded, MAX_IOU)
+    assert len(kept) == 3
+    for i in kept:
+        nearest = np.abs(boxes - decoded[i]).sum(1).argmin()
+        np.testing.assert_allclose(decoded[i], boxes[nearest], atol=1e-3)
+        np.testing.assert_allclose(landmarks[i], points[nearest], atol=1e-3)
+
+
+def test_a_doubtful_face_is_asked_for_and_held_against_nobody(tools):
+    from detector_scenes import targets
+
+    cells = grid_cells(64, 64)
+    asked = targets(scene([[20, 20, 44, 44]], wanted=[False]), cells)
+    inside = (np.abs(cells[:, :2] - 32) < 12).all(1)
+    assert (asked[inside, 0] == -1).all()
+    assert (asked[:, 0] <= 0).all()
+    assert (asked[(np.abs(cells[:, :2] - 32) > 26).any(1), 0] == 0).all()
+
+
+def test_a_mirrored_face_keeps_its_left_eye_left(tools):
+    from detector_scenes import augmented
+
+    points = [[[40, 40], [60, 40], [50, 50], [42, 60], [58, 60]]]
+    still = scene([[30, 30, 70, 70]], points=points)
+    mirrored = 0
+    for seed in range(40):
+        made = augmented([still] * 4, 0, 128, 128, np.random.default_rng(seed))
+        for left_eye, right_eye, nose, left_mouth, right_mouth in made.points:
+            assert left_eye[0] < nose[0] < right_eye[0]
+            assert left_mouth[0] < nose[0] < right_mouth[0]
+            mirrored += 1
+    assert mirrored > 20
+
+
+def test_training_runs_through(tmp_path):
+    """One short epoch, as a person would start it: every file that quantising needs is there."""
+    pytest.importorskip("keras", reason="training needs the train extra")
+    if not DATA.is_dir():
+        pytest.skip("the research data isn't there")
+    command = [sys.executable, "tools/train_detector.py", "--epochs", "1", "--limit", "64", "-o", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    assert "seed" in done.stdout
+    for name in ("far", "near"):
+        assert all((tmp_path / f"{name}{kind}").is_file() for kind in (".keras", ".json", ".npy"))
+    assert json.loads((tmp_path / "settings.json").read_text())["seed"]

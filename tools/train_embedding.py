@@ -1,0 +1,322 @@
+"""Train the embedding: an aligned 112x112 face in, 128 values out whose direction says who it is.
+
+    python tools/train_embedding.py -o runs/embedding --more runs/embedding/utk_more.npz
+    python tools/train_embedding.py -o runs/embedding --resume
+    python tools/quantize.py runs/embedding/model.keras --card runs/embedding/card.json \
+        --calibrate runs/embedding/calibrate.npy -o models/identity-112.tflite
+    python tools/fit_threshold.py models/identity-112.json
+    python tools/evaluate.py embedding models/identity-112.json
+
+The network starts at random and learns what a larger one (the teacher: MobileFaceNet with ArcFace) answers for each
+face; the teacher's outputs are all that is taken from it. The last CelebA ids are held out to validate and to set the
+threshold; LFW is never looked at here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+
+import cv2
+import keras
+import numpy as np
+from data import DATA, Pack, open_pack
+from keras import layers, ops
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from edgefer.messages import Image
+from edgefer.vision.card import Crop, ModelCard, ModelInput
+from edgefer.vision.preprocess import TEMPLATE_SIZE as SIZE
+from edgefer.vision.preprocess import normalise
+
+INPUT = ModelInput(width=SIZE, height=SIZE, colour="bgr", range=(-1.0, 1.0))
+WIDTHS = (20, 32, 64, 144)
+"""Channels at 56x56, 28x28, 14x14 and 7x7: 62 million multiply-adds and 0.8 million parameters."""
+DEPTHS = (0, 1, 2, 3)
+"""Further 3x3 convolutions at each of these sizes."""
+EMBEDDING = 128
+HELD_OUT_SHARE = 0.1
+"""The last CelebA ids (25 people, some 600 faces) are never trained on: they validate, and set the threshold."""
+CALIBRATION_FACES = 224
+TEACHER_MEAN, TEACHER_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""ImageNet's, RGB: what the teacher was trained with."""
+
+Floats = NDArray[np.float32]
+
+
+def main() -> None:
+    """Train, then leave in the run's folder what quantize.py needs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--out", type=Path, default=Path("runs/embedding"), help="the run's folder (%(default)s)")
+    parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
+    parser.add_argument("--more", type=Path, nargs="*", default=[], help="packs of aligned faces (align_faces.py)")
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rate", type=float, default=2e-3, help="the highest learning rate (%(default)s)")
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31), help="a random one unless given")
+    parser.add_argument("--limit", type=int, help="faces of each pack, to try the script")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
+    arguments = parser.parse_args()
+    folder: Path = arguments.out
+    folder.mkdir(parents=True, exist_ok=True)
+    if arguments.resume:
+        kept = json.loads((folder / "settings.json").read_text())
+        parser.set_defaults(**kept)
+        arguments = parser.parse_args()
+    else:
+        kept = {name: value for name, value in vars(arguments).items() if name != "resume"}
+        kept |= {"command": shlex.join(["python", *sys.argv]), "more": [str(path) for path in arguments.more]}
+        (folder / "settings.json").write_text(json.dumps(kept, indent=2, default=str) + "\n")
+    keras.utils.set_random_seed(arguments.seed)
+
+    packs = [Path(arguments.data) / "celeba_wild_id_112.npz"]
+    packs += [Path(more) for more in arguments.more] or [Path(arguments.data) / "utk_112.npz"]
+    faces, held = Faces(), Faces()
+    for path in packs:
+        pack = open_pack(path)
+        taught = teach(path, pack, folder / "teacher", Path(arguments.data) / "peers", arguments.limit)
+        apart = held_out(pack)[: len(taught)]
+        faces.add(pack, np.flatnonzero(~apart), taught)
+        held.add(pack, np.flatnonzero(apart), taught)
+    batches = Batches(faces, arguments.batch, arguments.seed)
+    validation = np.stack([normalise(held.picture(i), INPUT) for i in range(len(held))]), np.stack(held.taught)
+
+    checkpoint, history = folder / "checkpoint.keras", folder / "history.json"
+    done: list[dict[str, float]] = []
+    if arguments.resume and checkpoint.is_file():
+        model = keras.models.load_model(checkpoint, custom_objects={"away": away, "alike": alike})
+        done = json.loads(history.read_text())
+    else:
+        model = network()
+        compile_for(model, arguments.rate, len(batches) * arguments.epochs)
+        start = float(ops.mean(alike(validation[1], model.predict(validation[0], verbose=0))))
+        print(
+            f"seed {arguments.seed}, {model.count_params() / 1e3:.0f} k parameters, {len(faces)} faces to learn, ",
+            end="",
+        )
+        print(f"{len(held)} held out; before the first step the cosine to the teacher is {start:.4f}", flush=True)
+    batches.epoch = len(done)
+    model.fit(
+        batches,
+        validation_data=validation,
+        validation_batch_size=128,
+        initial_epoch=len(done),
+        epochs=arguments.epochs,
+        verbose=1 if sys.stdout.isatty() else 0,
+        # Validation sees the averaged weights; training goes on from its own.
+        callbacks=[keras.callbacks.SwapEMAWeights(), Keep(checkpoint, history, done, arguments.epochs)],
+    )
+    model.save(folder / "model.keras")
+    (folder / "card.json").write_text(card(kept, len(faces)).to_json())
+    chosen = np.random.default_rng(arguments.seed).choice(len(faces), min(CALIBRATION_FACES, len(faces)), replace=False)
+    np.save(folder / "calibrate.npy", np.stack([faces.picture(int(i)) for i in chosen]))
+    print(f"{folder / 'model.keras'}: cosine to the teacher {done[-1]['val_alike']:.4f} on held-out people")
+
+
+# The data
+
+
+def held_out(pack: Pack) -> NDArray[np.bool_]:
+    """Which faces of a pack belong to the people who are held out."""
+    if "ids" not in pack.fields:
+        return np.zeros(len(pack), bool)
+    people = np.unique(pack.fields["ids"])
+    return np.isin(pack.fields["ids"], people[-round(HELD_OUT_SHARE * len(people)) :])
+
+
+def teach(path: Path, pack: Pack, folder: Path, peers: Path, limit: int | None) -> Floats:
+    """The teacher's unit vectors for the faces of a pack, n x 128; computed once and kept in `folder`."""
+    kept = folder / f"{path.stem}{'' if limit is None else f'-{limit}'}.npy"
+    if kept.is_file():
+        vectors: Floats = np.load(kept)
+        return vectors
+    from onnxruntime import InferenceSession  # noqa: PLC0415  # not needed to resume
+
+    teacher = InferenceSession(str(peers / "foamliu_MobileFaceNet.onnx"))
+    answers = []
+    for i in tqdm(range(len(pack))[:limit], desc=f"teacher on {path.stem}", unit="face", mininterval=10):
+        rgb = cv2.cvtColor(pack.picture(i), cv2.COLOR_BGR2RGB) / 255.0
+        x = ((rgb - TEACHER_MEAN) / TEACHER_DEVIATION).astype(np.float32).transpose(2, 0, 1)
+        answers.append(teacher.run(None, {"input0": x[None]})[0][0])
+    vectors = np.stack(answers)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(kept, vectors)
+    return vectors
+
+
+class Faces:
+    """Faces of several packs, JPEGs in memory, and what the teacher answers for each."""
+
+    def __init__(self) -> None:
+        self.jpegs: list[NDArray[np.uint8]] = []
+        self.taught: list[Floats] = []
+
+    def add(self, pack: Pack, rows: NDArray[np.intp], taught: Floats) -> None:
+        """Take faces of a pack in."""
+        rows = rows[rows < len(taught)]
+        self.jpegs += [pack.jpeg(int(i)) for i in rows]
+        self.taught += list(taught[rows])
+
+    def __len__(self) -> int:
+        return len(self.jpegs)
+
+    def picture(self, i: int) -> Image:
+        """Face i, BGR."""
+        return np.asarray(cv2.imdecode(self.jpegs[i], cv2.IMREAD_COLOR))
+
+
+class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras has no types
+    """Shuffled batches of augmented faces and the teacher's answers, different every epoch."""
+
+    def __init__(self, faces: Faces, batch: int, seed: int) -> None:
+        super().__init__(workers=1)
+        self.faces, self.batch, self.seed, self.epoch = faces, batch, seed, 0
+
+    def __len__(self) -> int:
+        return max(1, len(self.faces) // self.batch)
+
+    def __getitem__(self, index: int) -> tuple[Floats, Floats]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.faces))
+        rows = order[index * self.batch : (index + 1) * self.batch]
+        rng = np.random.default_rng((self.seed, self.epoch, index))
+        x = np.stack([normalise(augment(self.faces.picture(int(i)), rng), INPUT) for i in rows])
+        return x, np.stack([self.faces.taught[int(i)] for i in rows])
+
+    def on_epoch_end(self) -> None:
+        """Shuffle and augment anew."""
+        self.epoch += 1
+
+
+def augment(face: Image, rng: np.random.Generator) -> Image:
+    """Another picture of the same person: mirrored, aligned a little otherwise, lit otherwise, blurred or coarse.
+
+    Mild: the teacher answered for the face as it was, and a face that it would answer otherwise for teaches nonsense.
+    """
+    turn, scale = rng.normal(0, 2), 1 + rng.normal(0, 0.025)
+    matrix = cv2.getRotationMatrix2D((SIZE / 2 - 0.5, SIZE / 2 - 0.5), turn, scale)
+    matrix += np.array([[0, 0, rng.normal(0, 1.5)], [0, 0, rng.normal(0, 1.5)]])
+    if rng.random() < 0.5:
+        matrix = matrix @ np.array([[-1, 0, SIZE - 1], [0, 1, 0], [0, 0, 1]])
+    face = np.asarray(cv2.warpAffine(face, matrix, (SIZE, SIZE), borderMode=cv2.BORDER_REPLICATE))
+    if rng.random() < 0.2:
+        side = int(rng.integers(32, 90))
+        face = cv2.resize(cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA), (SIZE, SIZE))
+    if rng.random() < 0.1:
+        face = cv2.cvtColor(cv2.cvtColor(face, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    gain, lift, gamma = rng.uniform(0.7, 1.3), rng.uniform(-20, 20), np.exp(rng.uniform(-0.25, 0.25))
+    levels = (np.arange(256) / 255) ** gamma * 255 * gain + lift
+    return np.asarray(cv2.LUT(face, np.clip(levels, 0, 255).astype(np.uint8)))
+
+
+# The network: plain 3x3 convolutions and ReLU, which cost little and lose little at int8.
+
+
+def network() -> keras.Model:
+    """Aligned faces to 128 values each; their direction is the embedding (edgefer makes the length 1)."""
+    image = keras.Input((SIZE, SIZE, 3), name="image")
+    x = image
+    for width, depth in zip(WIDTHS, DEPTHS, strict=True):
+        x = convolution(x, width, stride=2)
+        for _ in range(depth):
+            x = layers.ReLU()(x + convolution(x, width, activate=False))
+    # A weight for each place: an eye's corner tells more than a cheek (MobileFaceNet's "global depthwise convolution").
+    x = layers.DepthwiseConv2D(SIZE // 16, use_bias=False)(x)
+    x = layers.BatchNormalization(momentum=0.97)(x)
+    x = layers.Dropout(0.1)(layers.Flatten()(x))
+    return keras.Model(image, layers.Dense(EMBEDDING, name="embedding")(x), name="identity")
+
+
+def convolution(x: Any, width: int, stride: int = 1, *, activate: bool = True) -> Any:
+    """A 3x3 convolution with batch normalisation, and ReLU unless told otherwise."""
+    x = layers.Conv2D(width, 3, stride, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
+    x = layers.BatchNormalization(momentum=0.97)(x)
+    return layers.ReLU()(x) if activate else x
+
+
+def alike(taught: Any, given: Any) -> Any:
+    """The cosine between the teacher's unit vector and the network's answer, for each face."""
+    return ops.sum(ops.convert_to_tensor(taught) * ops.normalize(given, axis=-1), -1)
+
+
+def away(taught: Any, given: Any) -> Any:
+    """What is learnt: the angle to the teacher's answer closes."""
+    return 1.0 - alike(taught, given)
+
+
+def compile_for(model: keras.Model, rate: float, steps: int) -> None:
+    """AdamW, a short warm-up, a cosine down to zero, and an average of the weights."""
+    warm_up = min(300, steps // 10)
+    schedule = keras.optimizers.schedules.CosineDecay(1e-5, steps - warm_up, warmup_target=rate, warmup_steps=warm_up)
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.02, use_ema=True, ema_momentum=0.998)
+    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+    model.compile(optimizer, away, metrics=[alike], jit_compile=False)
+
+
+# What is kept
+
+
+class Keep(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
+    """After every epoch: one line with the time left, the checkpoint, the history."""
+
+    def __init__(self, checkpoint: Path, history: Path, done: list[dict[str, float]], epochs: int) -> None:
+        super().__init__()
+        self._checkpoint, self._history, self._done, self._epochs = checkpoint, history, done, epochs
+        self._started_s = time.monotonic()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Take the time."""
+        self._started_s = time.monotonic()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Write and tell."""
+        seconds = time.monotonic() - self._started_s
+        figures = {name: float(value) for name, value in (logs or {}).items()}
+        self._done.append({**figures, "seconds": seconds})
+        # Written aside first: a run that is stopped here still resumes.
+        aside = self._checkpoint.with_name("writing.keras")
+        self.model.save(aside)
+        aside.replace(self._checkpoint)
+        self._history.write_text(json.dumps(self._done, indent=1) + "\n")
+        text = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        left = seconds * (self._epochs - epoch - 1) / 60
+        print(f"epoch {epoch + 1}/{self._epochs}  {text}  {seconds:.0f} s, {left:.0f} min left", flush=True)
+
+
+def card(settings: dict[str, Any], learnt: int) -> ModelCard:
+    """The model's card, before its threshold is fitted and its figures are measured."""
+    return ModelCard(
+        schema="edgefer.model/1",
+        name="identity-112",
+        version="2026.11",
+        task="embedding",
+        decoder="unit-vector",
+        input=INPUT,
+        crop=Crop("points"),
+        thresholds={"match": 0.5, "margin": 0.05},
+        training={
+            "command": settings["command"],
+            "data": f"{learnt} aligned faces of CelebA and UTKFace, to the answers of a public MobileFaceNet "
+            "(LFW 99.2 %); random start; the last 25 CelebA people held out",
+            "seed": settings["seed"],
+        },
+        licence="LicenseRef-edgefer-models-research-only",
+        intended_use="Telling a few people who agreed to it apart from each other and from strangers, on faces of "
+        "48 px and more, over several frames. Not for access control, nor for looking for people.",
+        limits="A small model: relatives, children and heavily turned, masked or dark faces are confused more often, "
+        "and so are groups that are rare in CelebA and UTKFace.",
+    )
+
+
+if __name__ == "__main__":
+    main()
