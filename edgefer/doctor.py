@@ -8,12 +8,12 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from edgefer import machine
+from edgefer.broker import check_broker
 from edgefer.cameras import EndOfStream, open_camera, parse_uri
 from edgefer.errors import EdgeferError, InputError
 from edgefer.gallery import open_gallery
 from edgefer.service import DEFAULT_DETECTOR
 from edgefer.settings import Settings
-from edgefer.broker import check_broker
 from edgefer.vision import load_vision
 from edgefer.vision.model import RUNTIME, models_folder
 

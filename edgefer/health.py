@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Literal, ParamSpec, TypeVar
 
@@ -29,6 +30,16 @@ from edgefer.sinks import SinkState
 EVERY_S = 10.0
 _WINDOW = 300
 """Latencies and times that a percentile is taken of: ten seconds at 30 frames a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What a run came to: frames, seconds from the first to the last of them, and their latencies."""
+
+    frames: int
+    seconds: float
+    latency_ms: Percentiles
+
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -77,13 +88,23 @@ class HealthMonitor:
         self._told: set[tuple[str, str]] | None = None
         self._problems: dict[tuple[str, str], Problem] = {}
         self._latencies: deque[float] = deque(maxlen=_WINDOW)
-        self._frames: deque[float] = deque(maxlen=_WINDOW)
+        self._recent: deque[float] = deque(maxlen=_WINDOW)
+        self._first_s: float | None = None
+        self._last_s = 0.0
+        self._frames = 0
 
     def frame_done(self, frame: Frame) -> None:
         """Note that a frame went through all stages."""
-        now_s = time.monotonic()
-        self._frames.append(now_s)
-        self._latencies.append((now_s - frame.captured_at) * 1000)
+        self._last_s = time.monotonic()
+        self._first_s = self._last_s if self._first_s is None else self._first_s
+        self._frames += 1
+        self._recent.append(self._last_s)
+        self._latencies.append((self._last_s - frame.captured_at) * 1000)
+
+    def totals(self) -> Totals:
+        """What the run has come to so far."""
+        seconds = 0.0 if self._first_s is None else self._last_s - self._first_s
+        return Totals(self._frames, seconds, self._latency())
 
     def due(self, camera: CameraState, sinks: Sequence[SinkState]) -> Health | None:
         """The health, when it is time to tell it or a problem came or went."""
@@ -124,7 +145,7 @@ class HealthMonitor:
                 dropped_frames=camera.dropped_frames,
                 reopened=camera.reopened,
             ),
-            latency_ms=Percentiles(p50=percentile(self._latencies, 50), p95=percentile(self._latencies, 95)),
+            latency_ms=self._latency(),
             stages_ms=StageTimes(
                 detect=self._stopwatch.percentile("detect", 50),
                 embed=self._stopwatch.percentile("embed", 50),
@@ -139,6 +160,9 @@ class HealthMonitor:
             models=self._models,
         )
 
+    def _latency(self) -> Percentiles:
+        return Percentiles(p50=percentile(self._latencies, 50), p95=percentile(self._latencies, 95))
+
     def _fps(self, now_s: float) -> float:
-        recent = [done_s for done_s in self._frames if now_s - done_s <= EVERY_S]
+        recent = [done_s for done_s in self._recent if now_s - done_s <= EVERY_S]
         return len(recent) / max(now_s - recent[0], 1e-3) if len(recent) > 1 else 0.0

@@ -113,7 +113,7 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """One face followed over frames: its latest detection, when it was first and last seen (stream seconds, and UTC)."""
+    """One face followed over frames: its latest detection, when it was first and last seen (stream time and UTC)."""
 
     track_id: str
     detection: Detection
@@ -282,7 +282,7 @@ class CameraHealth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Percentiles:
-    """Capture to event, in milliseconds, over the last frames with a face; null before the first."""
+    """Capture to the end of the pipeline, in milliseconds, over the last 300 frames; null before the first."""
 
     p50: Milliseconds | None
     p95: Milliseconds | None

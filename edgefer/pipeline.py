@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edgefer.messages import Detection, Face, Frame, Image, Message, Track
+from edgefer.report import Reporter
+from edgefer.tracker import Tracker
 
 Detect = Callable[[Image], Sequence[Detection]]
-TrackFaces = Callable[[Frame, Sequence[Detection]], Sequence[Track]]
 RateFaces = Callable[[Frame, Sequence[Track]], Sequence[Face]]
 DescribeFaces = Callable[[Frame, Sequence[Face]], Sequence[Face]]
-Report = Callable[[Frame, Sequence[Face]], list[Message]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +19,11 @@ class Pipeline:
     """The stages, in order; identity and emotion are None where they are off."""
 
     detect: Detect
-    track: TrackFaces
+    track: Tracker
     rate: RateFaces
     identify: DescribeFaces | None
     read_emotions: DescribeFaces | None
-    report: Report
+    report: Reporter
 
     def __call__(self, frame: Frame) -> list[Message]:
         """What there is to tell after this frame."""
@@ -35,3 +35,8 @@ class Pipeline:
         if self.read_emotions:
             faces = self.read_emotions(frame, faces)
         return self.report(frame, faces)
+
+    def end(self) -> list[Message]:
+        """What there is to tell when no more frames come: everybody left."""
+        self.track.reset()
+        return self.report.end()

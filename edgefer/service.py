@@ -14,7 +14,7 @@ from edgefer import __version__, machine
 from edgefer.cameras import EndOfStream
 from edgefer.emotions import EmotionWatcher
 from edgefer.gallery import open_gallery
-from edgefer.health import HealthMonitor, Stopwatch
+from edgefer.health import HealthMonitor, Stopwatch, Totals
 from edgefer.identify import Identifier, identity_rule
 from edgefer.latest import Latest
 from edgefer.messages import Frame, Message
@@ -37,7 +37,7 @@ CLOSE_SINKS_S, CLOSE_CAMERA_S = 0.5, 0.2
 """How long what waits may take to go out at stop; together with a tick under a second."""
 
 
-def run(settings: Settings, stop: threading.Event) -> None:
+def run(settings: Settings, stop: threading.Event) -> Totals:
     """Run until `stop` is set or a file is played to its end; the camera and the broker may come and go meanwhile."""
     with ExitStack() as parts:
         origin = Origin(settings.device, uuid.uuid4().hex)
@@ -59,9 +59,10 @@ def run(settings: Settings, stop: threading.Event) -> None:
         camera = Latest(settings.camera, settings.frame)
         parts.callback(camera.close, CLOSE_CAMERA_S)
         try:
-            watch(camera, pipeline, reporter, health, sinks, stop)
+            watch(camera, pipeline, health, sinks, stop)
         finally:
-            publish(sinks, None, reporter.end())
+            publish(sinks, None, pipeline.end())
+        return health.totals()
 
 
 def _identifier(settings: Settings, vision: Vision, stopwatch: Stopwatch, parts: ExitStack) -> Identifier | None:
@@ -80,7 +81,6 @@ def _emotion_watcher(vision: Vision, stopwatch: Stopwatch) -> EmotionWatcher | N
 def watch(
     camera: Latest,
     pipeline: Pipeline,
-    reporter: Reporter,
     health: HealthMonitor,
     sinks: Sequence[Sink],
     stop: threading.Event,
@@ -95,8 +95,8 @@ def watch(
         if frame is not None:
             publish(sinks, frame, pipeline(frame))
             health.frame_done(frame)
-        elif camera.state.problem and reporter.has_faces:
-            publish(sinks, None, reporter.end())  # nobody is known to be in view of a lost camera
+        elif camera.state.problem and pipeline.report.has_faces:
+            publish(sinks, None, pipeline.end())  # nobody is known to be in view of a lost camera
         told = health.due(camera.state, [sink.state for sink in sinks])
         if told:
             publish(sinks, None, [told])

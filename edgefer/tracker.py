@@ -10,11 +10,13 @@ from itertools import product
 from edgefer.messages import Box, Detection, Frame, Track
 
 CONFIRM_HITS = 3
-"""A face is one when it was found in this many frames: a false detection seldom comes back."""
-CONFIRM_WITHIN_S = 1.0
-"""... within this time, so that a slow machine confirms too, and an old false one is forgotten."""
+"""A face is one when it was found in so many frames: a false detection seldom comes back."""
+FORGIVEN_MISSES = 1
+"""A face that isn't confirmed yet may be missed so often in a row; then it was none."""
 LOST_AFTER_S = 1.0
 """A face that isn't found for so long has left; a hand, a nod or a blink of the detector is shorter."""
+LOST_MISSES = 3
+"""... and is missed at least so often in a row, for cameras that give a frame a second."""
 MIN_IOU = 0.2
 """Two boxes that overlap less, with the motion foreseen, aren't one face by overlap."""
 MAX_STEP = 0.7
@@ -31,8 +33,19 @@ class _Candidate:
 
     track: Track
     velocity: tuple[float, float]  # pixels a second
-    hits: int
-    confirmed: bool
+    hits: int = 1
+    misses: int = 0  # in a row
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether it is a face, and not a slip of the detector."""
+        return self.hits >= CONFIRM_HITS
+
+    def is_alive(self, now_s: float) -> bool:
+        """Whether it may still come back."""
+        if not self.confirmed:
+            return self.misses <= FORGIVEN_MISSES
+        return self.misses < LOST_MISSES or now_s - self.track.last_seen_s <= LOST_AFTER_S
 
     def foreseen(self, now_s: float) -> Box:
         """Where the box should be now, had it moved on as before."""
@@ -47,7 +60,7 @@ class _Candidate:
         vx, vy = (SMOOTHING * new + (1 - SMOOTHING) * old for new, old in zip(measured, self.velocity, strict=True))
         self.velocity = vx, vy
         self.hits += 1
-        self.confirmed |= self.hits >= CONFIRM_HITS
+        self.misses = 0
         self.track = replace(self.track, detection=detection, last_seen_s=frame.stream_s, last_seen=frame.time)
 
 
@@ -65,24 +78,25 @@ class Tracker:
     def __call__(self, frame: Frame, detections: Sequence[Detection]) -> list[Track]:
         """The confirmed tracks in view, oldest first; one that wasn't found just now keeps its last detection."""
         pairs = match([c.foreseen(frame.stream_s) for c in self._candidates], [d.box for d in detections])
-        for i, j in pairs.items():
-            self._candidates[i].found(detections[j], frame)
-        self._candidates = [c for c in self._candidates if self._is_alive(c, frame.stream_s)]
+        for i, candidate in enumerate(self._candidates):
+            if i in pairs:
+                candidate.found(detections[pairs[i]], frame)
+            else:
+                candidate.misses += 1
+        self._candidates = [c for c in self._candidates if c.is_alive(frame.stream_s)]
         new = [detections[j] for j in range(len(detections)) if j not in pairs.values()]
         self._candidates += [self._start(detection, frame) for detection in new]
         return [c.track for c in self._candidates if c.confirmed]
 
-    def _is_alive(self, candidate: _Candidate, now_s: float) -> bool:
-        track = candidate.track
-        if candidate.confirmed:
-            return now_s - track.last_seen_s <= LOST_AFTER_S
-        return now_s - track.first_seen_s <= CONFIRM_WITHIN_S
+    def reset(self) -> None:
+        """Forget every face; ids go on."""
+        self._candidates = []
 
     def _start(self, detection: Detection, frame: Frame) -> _Candidate:
         track_id = f"{self._boot_id}-{self._next}"
         self._next += 1
         track = Track(track_id, detection, frame.stream_s, frame.time, frame.stream_s, frame.time)
-        return _Candidate(track, (0.0, 0.0), 1, CONFIRM_HITS == 1)
+        return _Candidate(track, (0.0, 0.0))
 
 
 def match(expected: Sequence[Box], found: Sequence[Box]) -> dict[int, int]:

@@ -14,6 +14,7 @@ from edgefer.messages import Box, Detection
 from edgefer.vision.card import Crop
 from edgefer.vision.emotion import EmotionReader
 from edgefer.vision.model import Model, find_model
+from edgefer.vision.preprocess import crop_matrix
 
 ROOT = Path(__file__).parent.parent
 FER2013 = ROOT.parent / "shared" / "data" / "fer2013"
@@ -59,6 +60,59 @@ def test_the_face_is_cropped_as_the_card_says(tmp_path):
     np.testing.assert_allclose(reader(frame, face), reader.read(blocks), atol=0.02)
 
 
+# The tools that measure and fit
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    """Imports a tool by its name."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    return importlib.import_module
+
+
+def test_the_figures_of_a_small_test(tool):
+    """Two labels; three images of the first, of which one is missed, and one of the second, which is found."""
+    probabilities = np.array([[0.9, 0.1], [0.7, 0.3], [0.4, 0.6], [0.2, 0.8]], np.float32)
+    figures = tool("evaluate_emotion").measure(probabilities, np.array([0, 0, 0, 1]), ("calm", "glad"))
+    assert figures == pytest.approx(
+        {
+            "accuracy": 3 / 4,
+            "macro-F1": (4 / 5 + 2 / 3) / 2,
+            # Confidences .9, .7, .6 and .8 fall into bins of their own; right, right, wrong, right.
+            "expected calibration error": (0.1 + 0.3 + 0.6 + 0.2) / 4,
+            "recall calm": 2 / 3,
+            "recall glad": 1.0,
+        },
+        abs=1e-6,
+    )
+
+
+def test_the_temperature_that_made_them_is_found(tool):
+    """Answers drawn from probabilities that were then made twice as sure of themselves."""
+    confidence = tool("fit_confidence")
+    rng = np.random.default_rng(5)
+    honest = rng.dirichlet(np.ones(7), 5000).astype(np.float32)
+    labels = np.array([rng.choice(7, p=row / row.sum()) for row in honest.astype(np.float64)])
+    boastful = confidence.soften(honest, 0.5)
+    assert confidence.fit_temperature(np.maximum(boastful, 1e-9), labels) == pytest.approx(2, rel=0.1)
+
+
+def test_the_threshold_is_where_answers_turn_right(tool):
+    confidence = np.linspace(0.3, 0.9, 601, dtype=np.float32)
+    probabilities = np.stack([confidence, 1 - confidence - 0.01, np.full_like(confidence, 0.01)], 1)
+    probabilities = probabilities[probabilities.argmax(1) == 0]
+    labels = np.where(probabilities[:, 0] >= 0.7, 0, 2)
+    assert tool("fit_confidence").fit_threshold(probabilities, labels) == pytest.approx(0.7, abs=0.015)
+
+
+def test_the_fitted_crop_brings_the_box_back_to_the_frame(tool):
+    box, frame = Box(31, 40, 52, 66), Box(20, 36, 72, 72)
+    scale, right, down = tool("fit_crop").relation(box, frame)
+    matrix = crop_matrix(Detection(box, 0.9, None), Crop("box", scale, (right, down)), 48, 48)
+    np.testing.assert_allclose(matrix @ (20, 36, 1), (0, 0), atol=1e-9)
+    np.testing.assert_allclose(matrix @ (92, 108, 1), (48, 48), atol=1e-9)
+
+
 # The shipped model
 
 
@@ -71,10 +125,9 @@ def test_the_shipped_model_reads_the_seven_emotions():
 
 
 @pytest.mark.skipif(not FER2013.is_dir(), reason="needs the research data in ../shared/data")
-def test_the_shipped_model_on_unseen_faces(monkeypatch):
+def test_the_shipped_model_on_unseen_faces(tool):
     """300 images of PublicTest: far better than with the pixels upside down, which a wrong range amounts to."""
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    fer = importlib.import_module("data").load_fer2013(FER2013)
+    fer = tool("data").load_fer2013(FER2013)
     rows = np.flatnonzero(fer.usage == 1)[:300]
     reader = EmotionReader(Model(find_model("emotion-48"), "emotion"))
 

@@ -3,6 +3,8 @@
 import json
 import logging
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from contextlib import suppress
@@ -16,9 +18,10 @@ from paho.mqtt.enums import MQTTProtocolVersion
 
 from edgefer import broker as broker_module
 from edgefer.broker import check_broker, client_id
+from edgefer.broker_errors import why_unreachable
 from edgefer.errors import BrokerError
 from edgefer.messages import EventCounts
-from edgefer.settings import EventsSettings, Settings
+from edgefer.settings import EventsSettings, MqttSettings, Settings
 from edgefer.sinks import mqtt as mqtt_module
 from edgefer.sinks.mqtt import MqttSink
 
@@ -247,7 +250,9 @@ def test_a_broker_that_hangs_is_told_and_gets_everything_later(mosquitto, subscr
     mosquitto.pause()
     publish(sink, *range(5))
     wait_for_problem(sink, "has acknowledged nothing")
-    publish(sink, *range(5, 100), age_s=3)
+    publish(sink, *range(5, 100))
+    time.sleep(0.3)  # time enough to send them into the silence, if it would
+    monkeypatch.setattr(mqtt_module, "REPLAYED_AFTER_S", 0)
     mosquitto.resume()
     received = subscriber.wait_for(lambda m: len(face_seqs(m)) >= 100)
     assert face_seqs(received) == list(range(100))
@@ -269,6 +274,7 @@ def test_a_half_open_connection_is_noticed_and_ends_up_online(mosquitto, subscri
     assert list(dict.fromkeys(face_seqs(received))) == [0, 1]
     wait_connected(sink)
     # The broker ended the lost connection, with its last will, before it let the new one in.
+    assert "already connected, closing old connection" in mosquitto.log
     assert subscriber.payloads("availability")[-1] == "online"
     found = subscribe(mosquitto, f"{TOPICS}/availability").wait_for(len)
     assert found[0].payload == "online"
@@ -386,8 +392,12 @@ def test_a_file_that_is_no_certificate_is_named(run_mosquitto, authority, tmp_pa
     with pytest.raises(BrokerError, match=f"EDGEFER_MQTT__CA_FILE={junk} holds no certificate"):
         check_broker(mosquitto.settings(ca_file=junk))
     mine, other = authority.issue("mine"), authority.issue("other")
-    with pytest.raises(BrokerError, match=f"EDGEFER_MQTT__KEY_FILE={other.key} must be a certificate and its key"):
-        check_broker(mosquitto.settings(cert_file=mine.certificate, key_file=other.key))
+    locked = tmp_path / "locked.key"
+    lock = ["openssl", "ec", "-aes256", "-passout", "pass:secret", "-in", mine.key, "-out", locked]
+    subprocess.run(lock, check=True, capture_output=True)
+    for key in (other.key, junk, locked):
+        with pytest.raises(BrokerError, match=f"EDGEFER_MQTT__KEY_FILE={key} must be a certificate and its key"):
+            check_broker(mosquitto.settings(cert_file=mine.certificate, key_file=key))
 
 
 def test_tls_against_a_plain_port_and_the_other_way_round(run_mosquitto, mosquitto, authority):
@@ -395,6 +405,16 @@ def test_tls_against_a_plain_port_and_the_other_way_round(run_mosquitto, mosquit
         check_broker(mosquitto.settings(tls=True))
     with pytest.raises(BrokerError, match="EDGEFER_MQTT__TLS=true"):
         check_broker(run_mosquitto(authority=authority).settings(tls=False, ca_file=None))
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [(9, "check this machine's clock"), (10, "the broker needs a new one"), (18, "EDGEFER_MQTT__CA_FILE")],
+)
+def test_what_is_wrong_with_a_certificate_leads_to_its_mending(code, advice):
+    error = ssl.SSLCertVerificationError("certificate verify failed")
+    error.verify_code, error.verify_message = code, "some words of OpenSSL's"
+    assert advice in why_unreachable(error, MqttSettings(tls=True), 5)
 
 
 # Other brokers
@@ -480,6 +500,19 @@ def answer_everybody(server: socket.socket, answer: bytes) -> None:
             with client:
                 client.recv(4096)
                 client.sendall(answer)
+
+
+def test_no_file_descriptor_is_left_open(mosquitto, open_sink):
+    sink = open_sink(mosquitto.settings())  # whatever is opened once, is open now
+    wait_connected(sink)
+    sink.close(PATIENCE_S)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for settings in (mosquitto.settings(), mosquitto.settings(tls=True), mosquitto.settings(port=free_port())):
+        for _ in range(5):
+            with suppress(BrokerError):
+                check_broker(settings)
+            MqttSink(settings).close(PATIENCE_S)
+    wait_until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before, "every descriptor to be closed")
 
 
 def test_a_name_that_nobody_knows():

@@ -89,8 +89,9 @@ def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
     steps = pictures // batch
     model = network()
     trained = keras.Model(model.input, layers.Concatenate(-1)(model.outputs))
+    warmup = min(400, epochs * steps // 4)
     rate = keras.optimizers.schedules.CosineDecay(
-        1e-5, epochs * steps, alpha=0.01, warmup_target=settings["rate"], warmup_steps=min(400, steps)
+        1e-5, epochs * steps - warmup, alpha=0.01, warmup_target=settings["rate"], warmup_steps=warmup
     )
     # The average of the weights over the last five hundred steps or so is what is validated and written.
     optimizer = keras.optimizers.AdamW(rate, weight_decay=0.02, global_clipnorm=10.0, use_ema=True, ema_momentum=0.998)
@@ -210,7 +211,7 @@ def loss(wanted: Any, given: Any) -> Any:
     small = 0.03  # of the face's size: under it the error counts by its square
     smooth = ops.where(error < small, 0.5 * ops.square(error) / small, error - 0.5 * small)
     landmarks = ops.sum(ops.mean(smooth, -1))
-    return (score + 2.0 * box + 5.0 * landmarks) / count
+    return (score + 2.0 * box + 8.0 * landmarks) / count
 
 
 def overlaps(wanted: Any, given: Any) -> tuple[Any, Any]:

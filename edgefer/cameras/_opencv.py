@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 
 import cv2
 
 from edgefer.messages import Image
 
-DAMAGED_IN_A_ROW = 30
-"""So many pictures that don't decode, one after the other, are a lost camera; fewer are a bad cable's or network's."""
+DAMAGED_S = 2.0
+"""Pictures that don't decode are a bad cable's or network's doing; for so long, they are a lost camera."""
 
 
 def quiet() -> None:
@@ -27,13 +28,14 @@ def quiet() -> None:
 
 def next_image(capture: cv2.VideoCapture) -> Image | None:
     """The next picture that decodes; None when there is none."""
-    for _ in range(DAMAGED_IN_A_ROW):
-        if not capture.grab():
-            return None
+    started_s = time.monotonic()
+    while capture.grab():
         try:
             decoded, image = capture.retrieve()
         except cv2.error:  # an empty JPEG, as some webcams send now and then
-            continue
+            decoded, image = False, None
         if decoded and image is not None and image.size:
             return image
+        if time.monotonic() - started_s > DAMAGED_S:
+            return None
     return None
