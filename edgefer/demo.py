@@ -5,16 +5,16 @@ It runs just as `edgefer run` does; what is printed is what an MQTT subscriber r
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import logging
 import os
 import socket
-import subprocess
 import sys
 import tempfile
-import time
+import threading
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,46 +23,62 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
 from edgefer import service
+from edgefer.broker import check_broker
 from edgefer.cameras import parse_uri
 from edgefer.cameras.sample import GRACE, picture_path
 from edgefer.enroll import enroll_images
 from edgefer.errors import BrokerError, InputError
-from edgefer.settings import Settings
+from edgefer.health import Totals
+from edgefer.settings import MqttSettings, Settings
 
 PATIENCE_S = 10.0
-"""How long the broker may take to start, and the last message to arrive."""
+"""How long the broker may take to start and to stop, and a message to arrive."""
 
 _STYLES = {"appeared": "32", "updated": "36", "left": "33", "known": "1", "dim": "2"}
 
 
 def run_demo(settings: Settings, clip: str | None, *, as_json: bool) -> int:
     """Play the sample or a clip through the daemon, print the face events and a summary."""
+    if "log_level" not in settings.model_fields_set:
+        logging.getLogger("edgefer").setLevel(logging.WARNING)  # the events are the show
     with contextlib.ExitStack() as parts:
-        changes: dict[str, Any] = {"camera": "sample://" if clip is None else playable(clip)}
+        stop = parts.enter_context(service.stopped_by_signals())
+        changes: dict[str, Any] = {"camera": "sample://" if clip is None else playable(clip), "sinks": "mqtt"}
         if "host" not in settings.mqtt.model_fields_set:
             port = parts.enter_context(embedded_broker())
-            changes["mqtt"] = settings.mqtt.model_copy(update={"host": "localhost", "port": port, "tls": False})
+            changes["mqtt"] = MqttSettings(host="127.0.0.1", port=port, prefix=settings.mqtt.prefix)
         if clip is None:
             # A state folder of its own: the demo's people aren't the user's.
             changes["state_dir"] = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="edgefer-demo-")))
         settings = settings.model_copy(update=changes)
-        if clip is None:
-            list(enroll_images(settings, GRACE.name, [picture_path(GRACE)]))
-        say(as_json, f"{settings.camera} -> {settings.mqtt.host}:{settings.mqtt.actual_port} -> you; Ctrl-C stops")
-        viewer = parts.enter_context(Viewer(settings, as_json=as_json))
-        with service.stopped_by_signals() as stop:
-            totals = service.run(settings, stop)
+        if clip is None and settings.identity.enabled:
+            enroll_grace(settings)
+        camera = parse_uri(settings.camera).public
+        say(as_json, f"{camera} -> {settings.mqtt.host}:{settings.mqtt.actual_port} -> you; Ctrl-C stops")
+        viewer = parts.enter_context(Viewer(settings, stop, as_json=as_json))
+        totals = service.run(settings, stop)
         viewer.wait_for_end()
-        p50, p95 = totals.latency_ms.p50 or 0, totals.latency_ms.p95 or 0
-        say(
-            as_json,
-            f"\n{totals.frames} frames, {viewer.faces} faces in {viewer.events} events, "
-            f"{totals.frames / max(totals.seconds, 1e-3):.1f} frames/s, "
-            f"capture to event {p50:.1f} ms (median), {p95:.1f} ms (95 %)\n\n"
-            "Your own camera:  edgefer demo 0            (/dev/video0; picamera2://0 for the Pi's; docs/cameras.md)\n"
-            "Your own broker:  EDGEFER_CAMERA=0 EDGEFER_MQTT__HOST=broker.local edgefer run",
-        )
+        say(as_json, summary(totals, viewer))
     return 0
+
+
+def enroll_grace(settings: Settings) -> None:
+    """Make one of the sample's two people known."""
+    for tried in enroll_images(settings, GRACE.name, [picture_path(GRACE)]):
+        if tried.refused is not None:
+            raise InputError(f"the sample's picture can't be enrolled: {tried.path}: {tried.refused}")
+
+
+def summary(totals: Totals, viewer: Viewer) -> str:
+    """What the run came to, and what to try next."""
+    p50, p95 = totals.latency_ms.p50 or 0, totals.latency_ms.p95 or 0
+    return (
+        f"\n{totals.frames} frames, {viewer.faces} faces in {viewer.events} events, "
+        f"{totals.frames / max(totals.seconds, 1e-3):.1f} frames/s, "
+        f"capture to event {p50:.1f} ms (median), {p95:.1f} ms (95 %)\n\n"
+        "Your own camera:  edgefer demo 0            (/dev/video0; picamera2://0 for the Pi's; docs/cameras.md)\n"
+        "Your own broker:  EDGEFER_CAMERA=0 EDGEFER_MQTT__HOST=broker.local edgefer run"
+    )
 
 
 def say(as_json: bool, text: str) -> None:
@@ -78,53 +94,63 @@ def playable(clip: str) -> str:
 
 @contextlib.contextmanager
 def embedded_broker() -> Iterator[int]:
-    """A broker on a free loopback port, in a process of its own; the port."""
-    if find_spec("amqtt") is None:
+    """A broker on a free loopback port, in a thread that ends with us; the port."""
+    try:
+        from amqtt.broker import Broker  # noqa: PLC0415  # an extra, of use to the demo only
+    except ImportError as error:
         raise InputError(
             "no broker is configured, and the demo's own isn't installed: pip install 'edgefer[demo]', "
             "or set EDGEFER_MQTT__HOST"
-        )
+        ) from error
+    # It tells of every client that comes and goes.
+    logging.getLogger("amqtt").setLevel(logging.CRITICAL)
+    logging.getLogger("transitions").setLevel(logging.CRITICAL)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    with tempfile.TemporaryDirectory(prefix="edgefer-broker-") as folder:
-        configuration = Path(folder) / "broker.yaml"
-        plugins = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
-        listener = {"type": "tcp", "bind": f"127.0.0.1:{port}"}
-        configuration.write_text(json.dumps({"listeners": {"default": listener}, "plugins": plugins}))
-        command = [sys.executable, "-m", "amqtt.scripts.broker_script", "-c", str(configuration)]
-        # In a session of its own, so that Ctrl-C reaches the daemon first and its good-bye still finds a broker.
-        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-        with subprocess.Popen(command, **quiet) as process:  # noqa: S603  # our own interpreter
-            try:
-                _wait_for(port, process)
-                yield port
-            finally:
-                process.kill()
+    configuration = {
+        "listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{port}"}},
+        "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
+    }
 
+    async def start() -> Any:
+        broker = Broker(configuration)
+        await broker.start()
+        return broker
 
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline_s and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.05)
-    raise BrokerError("the demo's broker didn't start; set EDGEFER_MQTT__HOST to use another")
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="broker", daemon=True)
+    thread.start()
+    try:
+        broker = asyncio.run_coroutine_threadsafe(start(), loop).result(PATIENCE_S)
+    except Exception as error:  # of the broker's thread, whatever it is
+        raise BrokerError(f"the demo's broker didn't start: {error!r}; EDGEFER_MQTT__HOST names another") from error
+    try:
+        yield port
+    finally:
+        asyncio.run_coroutine_threadsafe(broker.shutdown(), loop).result(PATIENCE_S)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(PATIENCE_S)
 
 
 class Viewer:
-    """An MQTT subscriber that prints the face events of one device, as it receives them."""
+    """An MQTT subscriber that prints the face events of one device, as it receives them.
 
-    def __init__(self, settings: Settings, *, as_json: bool) -> None:
+    When nobody reads what it prints any more, it sets `stop`.
+    """
+
+    def __init__(self, settings: Settings, stop: threading.Event, *, as_json: bool) -> None:
         self.events = 0
         self._settings = settings
+        self._stop = stop
         self._as_json = as_json
         self._tracks: set[str] = set()
         self._topics = f"{settings.mqtt.prefix}/{settings.device}"
         self._colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        self._gone = False
+        self._subscribed, self._gone = threading.Event(), threading.Event()
         self._client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv311)
         self._client.on_connect = lambda client, *_: client.subscribe(f"{self._topics}/#", qos=1)
+        self._client.on_subscribe = lambda *_: self._subscribed.set()
         self._client.on_message = lambda _client, _data, message: self._show(message)
 
     @property
@@ -133,19 +159,19 @@ class Viewer:
         return len(self._tracks)
 
     def __enter__(self) -> Viewer:  # noqa: PYI034  # typing has no Self before Python 3.11
+        """Subscribe; BrokerError says why that fails."""
+        check_broker(self._settings)
         mqtt = self._settings.mqtt
         if mqtt.username is not None:
             self._client.username_pw_set(mqtt.username, mqtt.read_password())
         if mqtt.tls:
             ca, certificate, key = (str(f) if f else None for f in (mqtt.ca_file, mqtt.cert_file, mqtt.key_file))
             self._client.tls_set(ca, certificate, key)
-        try:
-            self._client.connect(mqtt.host, mqtt.actual_port)
-        except OSError as error:
-            raise BrokerError(
-                f"no broker at {mqtt.host}:{mqtt.actual_port}: {error}; check EDGEFER_MQTT__HOST"
-            ) from error
+        self._client.connect(mqtt.host, mqtt.actual_port)
         self._client.loop_start()
+        if not self._subscribed.wait(PATIENCE_S):
+            self.__exit__()
+            raise BrokerError(f"{mqtt.host}:{mqtt.actual_port} doesn't answer our subscription to {self._topics}/#")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -154,20 +180,21 @@ class Viewer:
 
     def wait_for_end(self) -> None:
         """Wait until the daemon's good-bye has arrived."""
-        deadline_s = time.monotonic() + PATIENCE_S
-        while not self._gone and time.monotonic() < deadline_s:
-            time.sleep(0.02)
+        self._gone.wait(PATIENCE_S)
 
     def _show(self, message: paho.MQTTMessage) -> None:
-        if message.topic.endswith("/availability"):
-            # A retained one is from an earlier start.
-            self._gone = message.payload == b"offline" and not message.retain
+        # A retained good-bye is from an earlier start.
+        if message.topic.endswith("/availability") and message.payload == b"offline" and not message.retain:
+            self._gone.set()
         if not message.topic.endswith("/face"):
             return
         event = json.loads(message.payload)
         self.events += 1
         self._tracks.add(event["track_id"])
-        print(message.payload.decode() if self._as_json else self._line(event), flush=True)
+        try:
+            print(message.payload.decode() if self._as_json else self._line(event), flush=True)
+        except BrokenPipeError:  # `edgefer demo | head`
+            self._stop.set()
 
     def _line(self, event: dict[str, Any]) -> str:
         identity, emotion, box = event["identity"], event["emotion"], event["bbox"]

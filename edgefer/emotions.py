@@ -33,11 +33,12 @@ class EmotionWatcher:
         read: Callable[[Image, Detection], Probabilities],
         labels: Sequence[str],
         min_confidence: float,
+        every_s: float = EVERY_S,
     ) -> None:
         self._read = read
         self._labels = labels
         self._min_confidence = min_confidence
-        self._schedule = Schedule(EVERY_S, BUDGET)
+        self._schedule = Schedule(every_s, BUDGET)
         self._decisions: dict[str, _Decision] = {}
 
     def __call__(self, frame: Frame, faces: Sequence[Face]) -> list[Face]:

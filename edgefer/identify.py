@@ -58,11 +58,17 @@ def identity_rule(settings: Settings, card: ModelCard) -> IdentityRule:
 class Identifier:
     """Gives each face its identity, from the gallery."""
 
-    def __init__(self, embed: Callable[[Image, Detection], Embedding], gallery: Gallery, rule: IdentityRule) -> None:
+    def __init__(
+        self,
+        embed: Callable[[Image, Detection], Embedding],
+        gallery: Gallery,
+        rule: IdentityRule,
+        every_s: float = EVERY_S,
+    ) -> None:
         self._embed = embed
         self._gallery = gallery
         self._rule = rule
-        self._schedule = Schedule(EVERY_S, BUDGET)
+        self._schedule = Schedule(every_s, BUDGET)
         self._decisions: dict[str, _Decision] = {}
 
     def __call__(self, frame: Frame, faces: Sequence[Face]) -> list[Face]:

@@ -89,10 +89,9 @@ class Latest:
         self._stop.set()
         with self._changed:
             self._changed.notify_all()
-        self._thread.join(timeout_s / 2)
-        if self._thread.is_alive() and self._camera is not None:
-            self._camera.close()  # ends a read that only waits for a picture's time
-            self._thread.join(timeout_s / 2)
+        if self._camera is not None:
+            self._camera.close()  # ends a read that only waits for its picture's time
+        self._thread.join(timeout_s)
         if self._thread.is_alive():
             log.warning("the camera doesn't answer; leaving it")
 

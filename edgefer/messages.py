@@ -299,7 +299,10 @@ class StageTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventCounts:
-    """Face events of this boot: acknowledged by the broker, waiting, sent late, given up as too old or as too many."""
+    """What became of the face events of this boot.
+
+    They were acknowledged by the broker (some of them late), wait, or were given up: too old, or too many or refused.
+    """
 
     published: Count = 0
     waiting: Count = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -114,8 +115,14 @@ def _opened(sinks: Sequence[Sink]) -> Iterator[Sequence[Sink]]:
     try:
         yield sinks
     finally:
-        for sink in sinks:
-            sink.close(CLOSE_SINKS_S)
+        deadline_s = time.monotonic() + CLOSE_SINKS_S
+
+        def close(sink: Sink) -> None:
+            sink.close(max(0.0, deadline_s - time.monotonic()))
+
+        with ExitStack() as all_of_them:  # one that fails leaves none of the others open
+            for sink in sinks:
+                all_of_them.callback(close, sink)
 
 
 @contextmanager

@@ -23,8 +23,10 @@ MAX_STEP = 0.7
 """A fast face may jump by this share of its size between frames, where nothing else claims it."""
 MAX_GROWTH = 1.6
 """Two boxes whose sides differ by a larger factor aren't one face."""
-SMOOTHING = 0.5
-"""Share of a newly measured velocity in the one that is kept: the boxes of a still face tremble."""
+SMOOTHING_S = 0.2
+"""A velocity is averaged over so long: boxes tremble, and one that is half hidden shrinks just before it is gone."""
+MAX_SMOOTHING = 0.5
+"""... and a new measurement counts this much at most, where frames are far apart."""
 
 
 @dataclass(slots=True)
@@ -57,7 +59,8 @@ class _Candidate:
         elapsed_s = max(frame.stream_s - self.track.last_seen_s, 1e-3)
         (x, y), (old_x, old_y) = detection.box.centre, self.track.detection.box.centre
         measured = (x - old_x) / elapsed_s, (y - old_y) / elapsed_s
-        vx, vy = (SMOOTHING * new + (1 - SMOOTHING) * old for new, old in zip(measured, self.velocity, strict=True))
+        share = min(MAX_SMOOTHING, elapsed_s / SMOOTHING_S)
+        vx, vy = (share * new + (1 - share) * old for new, old in zip(measured, self.velocity, strict=True))
         self.velocity = vx, vy
         self.hits += 1
         self.misses = 0

@@ -50,6 +50,7 @@ static int open_device(void) {
     int device = memfd_create("fake_v4l2", MFD_CLOEXEC);
     if (device < 0 || device >= DESCRIPTORS || ftruncate(device, BUFFERS * BUFFER_BYTES)) return fail(EMFILE);
     ours[device] = true;
+    given = 0;
     return device;
 }
 

@@ -38,7 +38,9 @@ def test_links_lead_somewhere(page):
 
 def test_the_map_in_the_readme_names_every_module():
     readme = (ROOT / "README.md").read_text()
-    modules = [p for p in (ROOT / "edgefer").rglob("*.py") if p.name != "__init__.py"]
+    modules = [p for p in (ROOT / "edgefer").rglob("*.py") if not p.name.startswith("_")] + [
+        ROOT / "edgefer" / "__main__.py"
+    ]
     assert modules
     assert [str(p) for p in modules if not re.search(rf"\b{p.stem}\b", readme)] == []
 

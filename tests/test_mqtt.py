@@ -28,6 +28,9 @@ from edgefer.sinks.mqtt import MqttSink
 DOCS = Path(__file__).parent.parent / "docs"
 TOPICS = "edgefer/hall-pi"
 
+# paho leaves the socket of a failed handshake to the garbage collector; that none stays open is tested below.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed .*SSLSocket:ResourceWarning")
+
 
 @pytest.fixture
 def open_sink(closing):
@@ -89,7 +92,7 @@ def test_everything_arrives_in_order_complete_and_valid(mosquitto, subscribe, op
     for seq in range(0, 300, 3):
         publish(sink, seq, seq + 1, seq + 2)
     sink.publish(None, [presence(2), health()])
-    received = subscriber.wait_for(lambda m: len(face_seqs(m)) >= 300 and subscriber_has(m, "presence", count=2))
+    received = subscriber.wait_for(lambda m: len(face_seqs(m)) >= 300 and has(m, "presence", count=2))
     assert face_seqs(received) == list(range(300))
     wait_until(lambda: sink.state.events == EventCounts(published=300), "the last acknowledgement")
     assert sink.state.problem is None
@@ -105,7 +108,7 @@ def test_everything_arrives_in_order_complete_and_valid(mosquitto, subscribe, op
     assert 3500 < first.expiry_s <= 3600
 
 
-def subscriber_has(received, topic: str, **fields) -> bool:
+def has(received, topic: str, **fields) -> bool:
     return any(
         m.topic == f"{TOPICS}/{topic}" and all(m.payload.get(name) == value for name, value in fields.items())
         for m in received
@@ -119,9 +122,10 @@ def test_a_late_subscriber_finds_the_state_and_no_face(mosquitto, subscribe, ope
     wait_connected(sink)
     wait_until(lambda: sink.state.events.published == 1, "the event's acknowledgement")
     wait_until(lambda: not sink._due, "the state to be sent")
-    found = subscribe(mosquitto).wait_for(lambda m: len(m) >= 3)
+    subscriber = subscribe(mosquitto)
+    sink.publish(None, [presence(7)])  # live: what was retained has come by then
+    found = [message for message in subscriber.wait_for(lambda m: has(m, "presence", count=7)) if message.retained]
     assert sorted(message.topic.rsplit("/", 1)[1] for message in found) == ["availability", "health", "presence"]
-    assert all(message.retained for message in found)
 
 
 def test_online_comes_after_the_state_that_it_vouches_for(mosquitto, subscribe, open_sink):
@@ -167,7 +171,8 @@ def test_the_last_will_is_published_when_the_connection_breaks(mosquitto, subscr
     subscriber = subscribe(mosquitto)
     laid = cable(mosquitto.port)
     sink = open_sink(mosquitto.settings(port=laid.port))
-    subscriber.wait_for_payload("availability", lambda payload: payload == "online")
+    sink.publish(None, [presence(1)])
+    subscriber.wait_for(lambda m: has(m, "presence", count=1) and m[-1].payload == "online")
     laid.pull()
     subscriber.wait_for_payload("availability", lambda payload: payload == "offline")
     wait_for_problem(sink, f"localhost:{laid.port}")
@@ -175,6 +180,7 @@ def test_the_last_will_is_published_when_the_connection_breaks(mosquitto, subscr
     laid.plug_in()
     subscriber.wait_for(face_seqs)
     assert subscriber.payloads("availability") == ["online", "offline", "online"]
+    assert len(subscriber.payloads("presence")) >= 2, "the broker may have forgotten it meanwhile"
     wait_connected(sink)
 
 
@@ -336,7 +342,7 @@ def test_a_missing_login_names_the_variables(run_mosquitto):
     check_broker(mosquitto.settings())
 
 
-def test_a_topic_that_is_forbidden_is_told(run_mosquitto, open_sink, tmp_path):
+def test_a_topic_that_is_forbidden_is_told(run_mosquitto, open_sink, tmp_path, caplog):
     rules = tmp_path / "rules"
     rules.write_text(f"topic write {TOPICS}/availability\ntopic write {TOPICS}/presence\n")
     mosquitto = run_mosquitto(options=(f"acl_file {rules}",))
@@ -345,7 +351,10 @@ def test_a_topic_that_is_forbidden_is_told(run_mosquitto, open_sink, tmp_path):
     wait_connected(sink)
     publish(sink, 0)
     wait_for_problem(sink, f"refuses messages on {TOPICS}/face: not authorized")
-    assert sink.state.events == EventCounts(dropped=1)
+    publish(sink, 1)
+    # mosquitto hangs up on what it refuses; the sink goes on, and tells why rather than that.
+    wait_until(lambda: sink.state.events == EventCounts(dropped=2), "both to be given up")
+    assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
 
 
 # TLS
@@ -455,14 +464,32 @@ def test_an_older_broker_is_spoken_to_in_its_own_version(mosquitto, subscribe, o
     assert [message.expiry_s for message in received if message.topic.endswith("face")] == [None]
 
 
-def test_a_broker_that_takes_one_message_at_a_time_gets_no_more(run_mosquitto, subscribe, open_sink):
-    mosquitto = run_mosquitto(options=("max_inflight_messages 1",))
-    subscriber = subscribe(mosquitto)
-    sink = open_sink(mosquitto.settings())
-    publish(sink, *range(50))
-    sink.publish(None, [presence(0), health()])
-    assert face_seqs(subscriber.wait_for(lambda m: len(face_seqs(m)) >= 50)) == list(range(50))
-    assert "exceeded" not in mosquitto.log
+@pytest.mark.parametrize(
+    ("connack", "window"), [(b"\x20\x06\x00\x00\x03\x21\x00\x03", 3), (b"\x20\x03\x00\x00\x00", 20)]
+)
+def test_no_more_is_on_its_way_than_the_broker_wants(connack, window, open_sink):
+    received = bytearray()
+
+    def take_everything_and_acknowledge_nothing() -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = server.accept()
+                client.recv(4096)
+                client.sendall(connack)
+                while data := client.recv(65536):
+                    received.extend(data)
+                client.close()
+
+    with socket.create_server(("localhost", 0)) as server:
+        threading.Thread(target=take_everything_and_acknowledge_nothing, daemon=True).start()
+        sink = open_sink(Settings(device="hall-pi", mqtt={"port": server.getsockname()[1]}))
+        publish(sink, *range(50))
+        wait_until(lambda: received.count(f"{TOPICS}/".encode()) == window, "a full window")
+        time.sleep(0.2)
+        assert received.count(f"{TOPICS}/".encode()) == window
+        sink.close(0.0)
+        wait_until(lambda: not sink._thread.is_alive(), "the thread's end")
+        server.shutdown(socket.SHUT_RDWR)
 
 
 NOT_BROKERS = {

@@ -63,8 +63,13 @@ def release_in_time(name: str, release: Callable[[], object]) -> None:
         except Exception as error:  # a thread's edge; there is nothing left to save
             log.warning("%s: closing it failed: %s", name, error)
 
-    thread = threading.Thread(target=run, name="release camera", daemon=True)
-    thread.start()
-    thread.join(RELEASE_S)
-    if thread.is_alive():
+    if not in_time(run, RELEASE_S):
         log.warning("%s doesn't stop; leaving it. If it can't be opened again, restart edgefer or the machine", name)
+
+
+def in_time(action: Callable[[], object], seconds: float) -> bool:
+    """Whether `action` was done in so many seconds; if not, it is left behind in a thread of its own."""
+    thread = threading.Thread(target=action, name="camera driver", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()

@@ -12,7 +12,7 @@ from fractions import Fraction
 import cv2
 
 from edgefer.cameras import CameraUri, Picture
-from edgefer.cameras._guard import Guard
+from edgefer.cameras._guard import Guard, in_time
 from edgefer.cameras._opencv import next_image, quiet
 from edgefer.errors import CameraError, UsageError
 from edgefer.settings import FrameSettings
@@ -24,6 +24,8 @@ OPEN_S, READ_S = 10.0, 5.0
 
 SINK = "videoconvert ! video/x-raw,format=BGR ! appsink drop=true max-buffers=1 sync=false"
 """Hands the newest picture to OpenCV and drops those that it doesn't fetch in time."""
+
+_ADVICE = "`gst-launch-1.0` says why, given the same pipeline with fakesink at its end"
 
 
 def open_source(uri: CameraUri, wanted: FrameSettings) -> GstreamerCamera:
@@ -46,16 +48,16 @@ class GstreamerCamera:
 
     def __init__(self, name: str, line: str) -> None:
         self._name = name
-        limits = [
-            *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, round(OPEN_S * 1000)),
-            *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, round(READ_S * 1000)),
-        ]
-        self._capture = cv2.VideoCapture(line, cv2.CAP_GSTREAMER, limits)
+        self._capture = cv2.VideoCapture()
+        limit = [cv2.CAP_PROP_READ_TIMEOUT_MSEC, round(READ_S * 1000)]
+        # OpenCV has a limit for this too, but a pipeline with a misspelt element keeps it for a minute.
+        if not in_time(lambda: self._capture.open(line, cv2.CAP_GSTREAMER, limit), OPEN_S):
+            raise CameraError(f"{name} doesn't start in {OPEN_S:g} s; {_ADVICE}")
         self._guard = Guard(name, self._capture.release)
         image = next_image(self._capture) if self._capture.isOpened() else None
         if image is None:
             self.close()
-            raise CameraError(f"{name} gives no picture; see what `gst-launch-1.0` says to the same pipeline")
+            raise CameraError(f"{name} gives no picture; {_ADVICE}")
         height, width = image.shape[:2]
         self.description = f"{name}: {width}x{height} at {self._capture.get(cv2.CAP_PROP_FPS):g} fps"
 

@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 
 from edgefer.cameras import CameraUri, EndOfStream, Picture
-from edgefer.errors import CameraError
-from edgefer.messages import Box, Image
+from edgefer.errors import InputError
+from edgefer.messages import Box, Image, Landmarks
 from edgefer.settings import FrameSettings
 from edgefer.vision.preprocess import Matrix
 
@@ -40,24 +40,26 @@ class Keyframe:
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """A person: the package and file of her picture, the part that is shown, her face in it, and her ways."""
+    """A person: the package and file of her picture, the part that is shown, her face and its points, and her ways."""
 
     name: str
     package: str
     file: str
     part: Box
     face: Box
+    points: Landmarks
     ways: tuple[tuple[Keyframe, ...], ...]
     """Each from where she comes in to where she goes out."""
 
 
-# Parts and faces (from the brow to the chin, from ear to ear) are read off the pictures, in pixels.
+# Parts, faces (from the brow to the chin, from ear to ear) and points are read off the pictures, in pixels.
 GRACE = Actor(
     "Grace Hopper",
     "matplotlib",
     "mpl-data/sample_data/grace_hopper.jpg",
     part=Box(90, 20, 330, 420),
     face=Box(178, 125, 178, 210),
+    points=((222, 190), (306, 188), (266, 235), (227, 280), (308, 279)),
     ways=(
         (
             Keyframe(1, -160, 250, 130, 0),
@@ -81,6 +83,7 @@ COLLINS = Actor(
     "data/astronaut.png",
     part=Box(95, 0, 260, 290),
     face=Box(180, 65, 88, 115),
+    points=((203, 101), (246, 103), (226, 126), (205, 140), (243, 140)),
     ways=(
         (
             Keyframe(5, 840, 220, 120, 0),
@@ -102,6 +105,7 @@ class Seen:
 
     name: str
     box: Box
+    points: Landmarks
     covered: float
 
 
@@ -116,7 +120,8 @@ def truth(stream_s: float) -> list[Seen]:
         if box.x < 0 or box.y < 0 or box.x + box.width > WIDTH or box.y + box.height > HEIGHT:
             continue
         in_front = [_placed_box(other.part, front) for other, front in placed[i + 1 :] if front is not None]
-        seen.append(Seen(actor.name, box, max((_covered(box, front) for front in in_front), default=0.0)))
+        covered = max((_covered(box, front) for front in in_front), default=0.0)
+        seen.append(Seen(actor.name, box, _placed_points(actor.points, matrix), covered))
     return seen
 
 
@@ -132,20 +137,18 @@ def draw(stream_s: float) -> Image:
     return frame
 
 
-def open_source(uri: CameraUri, wanted: FrameSettings) -> SampleCamera:
-    """The sample in the wanted size; CameraError says how to get the pictures where they are missing."""
+def open_source(uri: CameraUri, wanted: FrameSettings) -> SampleCamera:  # noqa: ARG001  # its size is its own
+    """The sample; InputError says how to get its pictures where they are missing."""
     uri.check_options("realtime", "loop")
-    realtime = uri.options.get("realtime") is None or uri.flag("realtime")
-    return SampleCamera((wanted.width, wanted.height), realtime=realtime, loop=uri.flag("loop"))
+    return SampleCamera(realtime="realtime" not in uri.options or uri.flag("realtime"), loop=uri.flag("loop"))
 
 
 class SampleCamera:
     """Plays the sample at its pace, or with realtime=0 picture by picture."""
 
-    def __init__(self, size: tuple[int, int], *, realtime: bool, loop: bool) -> None:
+    def __init__(self, *, realtime: bool, loop: bool) -> None:
         self.live = realtime
-        self.description = f"two portraits in motion, {size[0]}x{size[1]} at {FPS:g} fps"
-        self._size = size
+        self.description = f"two portraits in motion, {WIDTH}x{HEIGHT} at {FPS:g} fps"
         self._loop = loop
         self._index = 0
         self._closed = threading.Event()
@@ -163,10 +166,7 @@ class SampleCamera:
         if self._closed.is_set():
             raise EndOfStream("the sample was closed")
         self._index += 1
-        frame = draw(stream_s % SECONDS)
-        if self._size != (WIDTH, HEIGHT):
-            frame = cv2.resize(frame, self._size, interpolation=cv2.INTER_AREA)
-        return Picture(frame, stream_s)
+        return Picture(draw(stream_s % SECONDS), stream_s)
 
     def close(self) -> None:
         """End a read that waits for its time."""
@@ -178,7 +178,7 @@ def picture_path(actor: Actor) -> Path:
     spec = find_spec(actor.package)
     path = Path(spec.origin).parent / actor.file if spec and spec.origin else None
     if path is None or not path.is_file():
-        raise CameraError(f"the sample's pictures ship with {actor.package}: pip install 'edgefer[demo]'")
+        raise InputError(f"the sample's pictures ship with {actor.package}: pip install 'edgefer[demo]'")
     return path
 
 
@@ -186,7 +186,7 @@ def picture_path(actor: Actor) -> Path:
 def _portrait(actor: Actor) -> Image:
     picture = cv2.imread(str(picture_path(actor)), cv2.IMREAD_COLOR)
     if picture is None:
-        raise CameraError(f"{picture_path(actor)} can't be read: pip install --force-reinstall {actor.package}")
+        raise InputError(f"{picture_path(actor)} can't be read: pip install --force-reinstall {actor.package}")
     left, top, part = int(actor.part.x), int(actor.part.y), actor.part
     return np.ascontiguousarray(picture[top : top + int(part.height), left : left + int(part.width)])
 
@@ -221,6 +221,11 @@ def _placed_box(box: Box, matrix: Matrix) -> Box:
     scale = float(np.hypot(*matrix[:, 0]))
     width, height = box.width * scale, box.height * scale
     return Box(float(x) - width / 2, float(y) - height / 2, width, height)
+
+
+def _placed_points(points: Landmarks, matrix: Matrix) -> Landmarks:
+    first, second, third, fourth, fifth = ((float(x), float(y)) for x, y in (matrix @ (*p, 1) for p in points))
+    return first, second, third, fourth, fifth
 
 
 def _covered(box: Box, front: Box) -> float:

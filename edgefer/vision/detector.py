@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import cast
 
@@ -37,15 +38,13 @@ class Detector:
         scores, boxes, landmarks = self._decode(self.model(picture), self._min_score)
         kept = suppress(scores, boxes, MAX_IOU)
         height, width = image.shape[:2]
-        limits = np.array([width, height, width, height], np.float32)
+        sides = (boxes[kept] / scale).clip(0, (width, height, width, height)).tolist()
+        points = (landmarks[kept] / scale).tolist()
         found = []
-        for i in kept:
-            left, top, right, bottom = (float(v) for v in np.clip(boxes[i] / scale, 0, limits))
+        for score, (left, top, right, bottom), five in zip(scores[kept].tolist(), sides, points, strict=True):
             box = Box(left, top, right - left, bottom - top)
-            if box.width < 1 or box.height < 1 or box.side < self._min_face_px:
-                continue
-            points = tuple((float(x), float(y)) for x, y in landmarks[i] / scale)
-            found.append(Detection(box, float(scores[i]), cast("Landmarks", points)))
+            if box.width >= 1 and box.height >= 1 and box.side >= self._min_face_px:
+                found.append(Detection(box, score, cast("Landmarks", tuple((x, y) for x, y in five))))
         return found
 
 
@@ -70,8 +69,8 @@ def decode_centre(outputs: Outputs, cells: NDArray[np.float32], min_score: float
     """
     logits, distances, offsets = sorted(outputs, key=lambda output: output.shape[-1])
     # Compare logits: the exponential is then needed for the few that stay only.
-    lowest = np.clip(min_score, 1e-6, 1 - 1e-6)
-    chosen = np.flatnonzero(logits[:, 0] >= np.log(lowest / (1 - lowest)))
+    lowest = min(max(min_score, 1e-6), 1 - 1e-6)
+    chosen = np.flatnonzero(logits[:, 0] >= math.log(lowest / (1 - lowest)))
     middles, strides = cells[chosen, :2], cells[chosen, 2:]
     reach = distances[chosen] * strides
     boxes = np.concatenate([middles - reach[:, :2], middles + reach[:, 2:]], 1)

@@ -21,6 +21,8 @@ TEMPLATE: NDArray[np.float64] = np.array(
     [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
 )
 """Where the five landmarks stand in an aligned 112x112 face, in pixels: the positions in common use since ArcFace."""
+_TARGET_MIDDLE = complex(*TEMPLATE.mean(0))
+_TARGETS = [complex(x, y) - _TARGET_MIDDLE for x, y in TEMPLATE.tolist()]
 
 PADDING = 114
 """The gray around a letterboxed picture, near the mean of photographs."""
@@ -61,23 +63,22 @@ def crop_matrix(face: Detection, crop: Crop, width: int, height: int) -> Matrix:
         side = max(face.box.width, face.box.height, 1.0)
         (x, y) = face.box.centre
         matrix = np.array([[1 / side, 0, 0.5 - x / side], [0, 1 / side, 0.5 - y / side]])
-    # In units of the crop's side: first about its middle, then to pixels.
-    matrix[:, 2] = (matrix[:, 2] - 0.5 - np.array(crop.shift) * crop.scale) / crop.scale + 0.5
-    matrix[:, :2] /= crop.scale
-    pixels: Matrix = matrix * np.array([[width], [height]])
-    return pixels
+    # In units of the crop's side: enlarged and moved about its middle, then to pixels.
+    matrix[:, 2] += [crop.scale * (0.5 - shift) - 0.5 for shift in crop.shift]
+    matrix *= [[width / crop.scale], [height / crop.scale]]
+    return matrix
 
 
 def align(landmarks: Landmarks) -> Matrix:
     """The similarity (turn, scale, move) that brings five landmarks closest to the 112x112 template, least squares."""
-    points = np.asarray(landmarks, np.float64)
-    middle, target = points.mean(0), TEMPLATE.mean(0)
-    x, y = (points - middle).T
-    u, v = (TEMPLATE - target).T
-    norm = max(float((x * x + y * y).sum()), 1e-9)
-    a, b = (x * u + y * v).sum() / norm, (x * v - y * u).sum() / norm
-    turn = np.array([[a, -b], [b, a]])
-    return np.column_stack([turn, target - turn @ middle])
+    # As complex numbers, a turn and scale is one factor; and five points are too few for numpy to be quick.
+    points = [complex(x, y) for x, y in landmarks]
+    middle = sum(points) / len(points)
+    points = [point - middle for point in points]
+    norm = max(sum(abs(point) ** 2 for point in points), 1e-9)
+    turn = sum(point.conjugate() * target for point, target in zip(points, _TARGETS, strict=True)) / norm
+    move = _TARGET_MIDDLE - turn * middle
+    return np.array([[turn.real, -turn.imag, move.real], [turn.imag, turn.real, move.imag]])
 
 
 def warp(image: Image, matrix: Matrix, width: int, height: int) -> Image:
