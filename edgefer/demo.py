@@ -51,11 +51,11 @@ def run_demo(settings: Settings, clip: str | None, *, as_json: bool) -> int:
             # A state folder of its own: the demo's people aren't the user's.
             changes["state_dir"] = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="edgefer-demo-")))
         settings = settings.model_copy(update=changes)
+        viewer = parts.enter_context(Viewer(settings, stop, as_json=as_json))
         if clip is None and settings.identity.enabled:
             enroll_grace(settings)
         camera = parse_uri(settings.camera).public
         say(as_json, f"{camera} -> {settings.mqtt.host}:{settings.mqtt.actual_port} -> you; Ctrl-C stops")
-        viewer = parts.enter_context(Viewer(settings, stop, as_json=as_json))
         totals = service.run(settings, stop)
         viewer.wait_for_end()
         say(as_json, summary(totals, viewer))

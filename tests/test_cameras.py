@@ -362,7 +362,7 @@ def test_the_media_clock_follows_timestamps_that_make_sense():
     clock = video.MediaClock(10)
     assert [clock.tick(t) for t in (5.0, 5.5, 5.6, 9.0)] == pytest.approx([0, 0.5, 0.6, 4.0])
     # Begun again, then stuck, then off by an hour: a frame's time each, and then the file's own pace again.
-    assert [clock.tick(t) for t in (0.0, 0.0, 3600.0, 3600.5)] == pytest.approx([4.1, 4.2, 4.3, 4.8])
+    assert [clock.tick(t) for t in (5.0, 5.5, 5.5, 3600.0, 3600.5)] == pytest.approx([4.1, 4.6, 4.7, 4.8, 5.3])
 
 
 def test_a_file_that_ends_early_plays_to_where_it_decodes(tmp_path, caplog):
@@ -743,8 +743,8 @@ def test_only_cameras_are_found(tmp_path):
 
 
 def test_auto_takes_the_first_camera_and_says_so_where_there_is_none(monkeypatch):
-    monkeypatch.setattr(v4l2, "find_cameras", list)
-    monkeypatch.setattr(picamera2, "find_cameras", list)
+    for module in (v4l2, picamera2, gstreamer):
+        monkeypatch.setattr(module, "find_cameras", list)
     with pytest.raises(CameraError, match="no camera was found"):
         parse_uri("auto")
     monkeypatch.setattr(v4l2, "find_cameras", lambda: ["v4l2:///dev/video2", "v4l2:///dev/video4"])
@@ -886,6 +886,16 @@ def test_a_frame_rate_that_is_no_whole_number():
 
 
 has_gstreamer = cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER)
+
+
+def test_a_jetsons_cameras_are_found_where_opencv_can_read_them(tmp_path, monkeypatch):
+    nodes, devices = tmp_path / "nodes", tmp_path / "dev"
+    for number, name in enumerate(["vi-output, imx219 9-0010", "HD Pro Webcam C920", "vi-output, imx219 10-0010"]):
+        plug_in(nodes, devices, f"video{number}", name)
+    assert v4l2.find_cameras(nodes, devices) == [f"v4l2://{devices}/video1"]
+    for has, found in (True, ["0", "1"]), (False, []):
+        monkeypatch.setattr(cv2.videoio_registry, "hasBackend", lambda _, has=has: has)
+        assert gstreamer.find_cameras(nodes) == [f"gstreamer://nvarguscamerasrc?sensor_id={n}" for n in found]
 
 
 @pytest.mark.skipif(has_gstreamer, reason="this OpenCV has GStreamer")

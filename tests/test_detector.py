@@ -207,14 +207,17 @@ def test_an_empty_room_holds_no_face(model):
 def test_small_faces_can_be_left_out(model):
     skimage = pytest.importorskip("skimage.data", reason="the sample picture is in the demo extra")
     picture = np.ascontiguousarray(skimage.astronaut()[..., ::-1])
-    (face,) = Detector(model)(picture)
-    assert Detector(model, min_face_px=face.box.side - 1)(picture) == [face]
-    assert Detector(model, min_face_px=face.box.side + 1)(picture) == []
+    found = Detector(model, min_score=0.3)(picture)
+    smallest = min(face.box.side for face in found)
+    assert Detector(model, min_score=0.3, min_face_px=smallest - 1)(picture) == found
+    kept = Detector(model, min_score=0.3, min_face_px=smallest + 1)(picture)
+    assert kept == [face for face in found if face.box.side > smallest + 1]
+    assert len(kept) < len(found)
 
 
 def test_a_known_face_is_found_where_it_is(model):
     skimage = pytest.importorskip("skimage.data", reason="the sample picture is in the demo extra")
-    (face,) = Detector(model)(np.ascontiguousarray(skimage.astronaut()[..., ::-1]))
+    face = Detector(model)(np.ascontiguousarray(skimage.astronaut()[..., ::-1]))[0]
     assert face.box.iou(Box(178, 70, 92, 107)) > 0.5  # drawn by eye: hairline to chin, cheek to cheek
     truth = [(203, 101), (247, 103), (226, 124), (206, 143), (242, 143)]
     assert np.hypot(*np.subtract(face.landmarks, truth).T).max() < 10

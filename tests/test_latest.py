@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgefer import latest
-from edgefer.cameras import EndOfStream, picamera2, synthetic, v4l2
+from edgefer.cameras import EndOfStream, gstreamer, picamera2, synthetic, v4l2
 from edgefer.errors import CameraError, InputError, UsageError
 from edgefer.latest import Latest, upright
 from edgefer.settings import FrameSettings
@@ -152,7 +152,8 @@ def test_the_same_problem_is_logged_once(watch, impatient, caplog):
 def test_a_camera_that_comes_later_is_found(watch, impatient, monkeypatch):
     there: list[str] = []
     monkeypatch.setattr(v4l2, "find_cameras", lambda: there)
-    monkeypatch.setattr(picamera2, "find_cameras", list)
+    for module in (picamera2, gstreamer):
+        monkeypatch.setattr(module, "find_cameras", list)
     camera = watch("auto")
     wait_until(lambda: camera.state.problem)
     assert "no camera was found" in camera.state.problem

@@ -63,8 +63,8 @@ def test_the_truth_is_where_the_face_was_drawn(actor):
     for now_s, face in seen:
         found = warp(sample.draw(now_s), align(face.points), TEMPLATE_SIZE, TEMPLATE_SIZE).astype(float)
         inside = slice(20, -20)
-        # One pixel off, they differ by some 10 levels: the pictures are sharp.
-        assert np.abs(found - expected)[inside, inside].mean() < 8
+        # At most 4.0 of 255 levels were measured; a pixel off, it is 5.9 and more.
+        assert np.abs(found - expected)[inside, inside].mean() < 5
 
 
 def test_it_is_the_same_in_every_run():

@@ -160,7 +160,8 @@ def _first_camera() -> CameraUri:
         for uri in getattr(module, "find_cameras", list)():
             return parse_uri(uri)
     raise CameraError(
-        "no camera was found: connect one, or name one with EDGEFER_CAMERA (docs/cameras.md lists the forms)"
+        "no camera was found: connect one, or name one with EDGEFER_CAMERA; a Pi's own camera needs python3-picamera2, "
+        "a Jetson's an OpenCV with GStreamer (docs/cameras.md)"
     )
 
 

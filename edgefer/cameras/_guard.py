@@ -12,7 +12,7 @@ from edgefer.cameras import EndOfStream
 log = logging.getLogger(__name__)
 
 RELEASE_S = 2.0
-"""A driver that takes longer to stop is left behind: some never return. A Pi camera takes 0.2 to 0.6 s."""
+"""A driver that takes longer to stop is left behind: some never return. A Pi camera takes 0.2 to 0.4 s."""
 
 
 class Guard:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from pathlib import Path
 
 import cv2
 
 from edgefer.cameras import CameraUri, Picture
 from edgefer.cameras._guard import Guard, in_time
 from edgefer.cameras._opencv import next_image, quiet
+from edgefer.cameras.v4l2 import JETSON_SENSORS, NODES, node_names
 from edgefer.errors import CameraError, UsageError
 from edgefer.settings import FrameSettings
 
@@ -26,6 +28,14 @@ SINK = "videoconvert ! video/x-raw,format=BGR ! appsink drop=true max-buffers=1 
 """Hands the newest picture to OpenCV and drops those that it doesn't fetch in time."""
 
 _ADVICE = "`gst-launch-1.0` says why, given the same pipeline with fakesink at its end"
+
+
+def find_cameras(nodes: Path = NODES) -> list[str]:
+    """The URIs of a Jetson's own cameras; none where OpenCV can't read them."""
+    if not cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
+        return []
+    sensors = [name for name in node_names(nodes).values() if name.startswith(JETSON_SENSORS)]
+    return [f"gstreamer://nvarguscamerasrc?sensor_id={number}" for number in range(len(sensors))]
 
 
 def open_source(uri: CameraUri, wanted: FrameSettings) -> GstreamerCamera:

@@ -7,7 +7,6 @@ import fcntl
 import os
 import re
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -24,9 +23,10 @@ NODES = Path("/sys/class/video4linux")
 """Where the kernel lists its video devices."""
 PI_RECEIVERS = ("unicam", "rp1-cfe")
 """How the Pi's camera ports are named there: they give a sensor's raw data, which picamera2 makes pictures of."""
-OTHER_NODES = ("bcm2835-codec", "bcm2835-isp", "pispbe", "rpivid", "rpi-hevc", "vi-output")
-"""Nodes that aren't cameras, though some can be captured from: codecs and image processors of the Pi, and the raw
-sensors of the Jetson (gstreamer:// reads those)."""
+JETSON_SENSORS = ("vi-output",)
+"""The Jetson's likewise; gstreamer://nvarguscamerasrc makes pictures of them."""
+OTHER_NODES = ("bcm2835-codec", "bcm2835-isp", "pispbe", "rpivid", "rpi-hevc")
+"""The Pi's codecs and image processors: no cameras, though some can be captured from."""
 SELECT_S = 5
 """A camera that gives nothing for so long is lost; OpenCV's own limit is 10 s."""
 BUFFERS = 2
@@ -44,19 +44,20 @@ _TYPE, _TYPE_PLANES, _MMAP = 1, 9, 1
 
 def find_cameras(nodes: Path = NODES, devices: Path = Path("/dev")) -> list[str]:
     """The URIs of the cameras that are there, in the order of their numbers."""
-    found = sorted((int(name.removeprefix("video")), name) for name in node_names(nodes))
     return [
         f"v4l2://{devices / device}"
-        for _, device in found
+        for device, name in node_names(nodes).items()
         if _line(nodes / device / "index") == "0"  # a camera's further nodes hold its metadata
-        and not _line(nodes / device / "name").startswith((*PI_RECEIVERS, *OTHER_NODES))
+        and not name.startswith((*PI_RECEIVERS, *JETSON_SENSORS, *OTHER_NODES))
         and (devices / device).exists()
     ]
 
 
-def node_names(nodes: Path = NODES) -> Iterator[str]:
-    """The names of the video devices that the kernel lists: video0, video1, ..."""
-    return (path.name for path in nodes.glob("video*") if re.fullmatch(r"video[0-9]+", path.name))
+def node_names(nodes: Path = NODES) -> dict[str, str]:
+    """What the kernel calls its video devices: {"video0": "HD Pro Webcam C920", ...}, in the order of their numbers."""
+    devices = [path.name for path in nodes.glob("video*") if re.fullmatch(r"video[0-9]+", path.name)]
+    devices.sort(key=lambda device: int(device.removeprefix("video")))
+    return {device: _line(nodes / device / "name") for device in devices}
 
 
 def open_source(uri: CameraUri, wanted: FrameSettings) -> V4l2Camera:

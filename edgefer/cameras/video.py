@@ -21,9 +21,9 @@ from edgefer.settings import FrameSettings
 SCHEMES = ("file", "rtsp", "rtsps", "http", "https")
 
 OPEN_S = 10.0
-"""A network camera has so long to answer; finding out what it sends takes some of them 5 s."""
+"""A network camera has so long to answer; FFmpeg takes up to 5 s of them to find out what it sends."""
 READ_S = 5.0
-"""A network camera that sends nothing for so long is lost."""
+"""A network camera that sends nothing for so long is lost; over RTSP, FFmpeg tries three times."""
 LONGEST_STEP_S = 10.0
 """Two pictures of a file are at most so far apart; timestamps that say otherwise are wrong."""
 USUAL_FPS = 25.0
@@ -123,7 +123,8 @@ class MediaClock:
             self._now_s = told_s
         else:
             self._now_s += self._frame_s
-            if abs(told_s - self._now_s) > LONGEST_STEP_S:
+            # A timestamp may stand twice; one that went back or leapt is the new beginning.
+            if not -2 * self._frame_s <= told_s - self._now_s <= 0:
                 self._offset_s = self._now_s - timestamp_s
         return self._now_s
 
