@@ -10,6 +10,8 @@ import contextlib
 import importlib.util
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +26,24 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith("EDGEFER_") or name in {"CREDENTIALS_DIRECTORY", "STATE_DIRECTORY", "RUNTIME_DIRECTORY"}:
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+# Debian keeps servers where only root looks.
+os.environ["PATH"] += ":/usr/sbin"
+
+
+@pytest.fixture
+def edgefer(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs one command as a process, in a folder and with a state folder of its own; gives what became of it."""
+
+    def run(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"EDGEFER_STATE_DIR": str(tmp_path / "state")} | variables
+        command = [sys.executable, "-m", "edgefer", *map(str, arguments)]
+        return subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=100, check=False
+        )
+
+    return run
 
 
 @pytest.fixture

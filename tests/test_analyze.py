@@ -1,9 +1,7 @@
 """`edgefer analyze` and `edgefer enroll`, as processes, on real pictures."""
 
 import json
-import os
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,19 +29,6 @@ def grace() -> Path:
 @pytest.fixture
 def astronaut() -> Path:
     return picture_of("skimage", "data/astronaut.png")
-
-
-@pytest.fixture
-def edgefer(tmp_path):
-    """Runs one command with a state folder of its own; gives the finished process."""
-
-    def run(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("EDGEFER_")}
-        environment |= {"EDGEFER_STATE_DIR": str(tmp_path / "state")} | variables
-        command = [sys.executable, "-m", "edgefer", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=100)
-
-    return run
 
 
 def lines_of(done: subprocess.CompletedProcess[str]) -> list[dict]:

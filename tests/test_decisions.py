@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import datetime, timezone
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -168,8 +169,8 @@ class TestEmotion:
         readings = [rng.dirichlet([5, 4, 1]).astype(np.float32) for _ in range(60)]
         labels = [f.emotion.label for f in watch(stage, readings, model)[10:] if f.emotion.label]
         single = [LABELS[int(r.argmax())] for r in readings[10:]]
-        flips = sum(a != b for a, b in zip(labels, labels[1:], strict=False))
-        assert sum(a != b for a, b in zip(single, single[1:], strict=False)) > 10
+        flips = sum(a != b for a, b in pairwise(labels))
+        assert sum(a != b for a, b in pairwise(single)) > 10
         assert flips <= 2
 
     def test_a_change_of_face_is_followed(self):

@@ -1,6 +1,5 @@
 """The gallery: who is nearest, what is kept, and what can't be opened."""
 
-import os
 import stat
 
 import numpy as np
@@ -57,7 +56,7 @@ def test_what_is_enrolled_is_there_next_time_and_for_its_owner_only(gallery, tmp
     assert [p.name for p in again.people()] == ["Ada"]
     assert again.match(ADA).similarity == pytest.approx(1.0)
     again.close()
-    assert stat.S_IMODE(os.stat(gallery.path).st_mode) == 0o600
+    assert stat.S_IMODE(gallery.path.stat().st_mode) == 0o600
 
 
 def test_remove_forgets(gallery):

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FIND = "import edgefer, edgefer.vision.model as m; print(edgefer.__file__); print(m.find_model('near')); m.Model(m.find_model('near'), 'detector')"
+FIND = """
+import edgefer, edgefer.vision.model as m
+print(edgefer.__file__, m.find_model('near'))
+m.Model(m.find_model('near'), 'detector')
+"""
 
 
 @pytest.fixture(scope="module")

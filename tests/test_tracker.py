@@ -78,6 +78,22 @@ def test_two_faces_that_cross_keep_their_ids(film):
     assert tracks == {"b00t-1": left, "b00t-2": right}
 
 
+@pytest.mark.parametrize("fps", [10, 25, 60])
+def test_a_face_that_is_hidden_by_another_comes_out_as_itself(fps):
+    """Its box shrinks as the other covers it, so that it seems to slow down; then it isn't found for 0.75 s."""
+    tracker = Tracker("b00t")
+    for n in range(2 * fps):
+        behind, before = 60 + 200 * n / fps, 460 - 200 * n / fps
+        shown = [face(before, side=100)]
+        distance = abs(before - behind)
+        if distance >= 150:
+            cut = max(0, 170 - distance)
+            left = behind - 50 + (cut if before < behind else 0)
+            shown.append(Detection(Box(left, 50, 100 - cut, 100), 0.9, None))
+        tracks = tracker(frame(n / fps), shown)
+    assert {t.track_id: t.detection.box.centre[0] for t in tracks} == {"b00t-1": before, "b00t-2": behind}
+
+
 def test_a_fast_face_keeps_its_id(film):
     for n in range(12):
         tracks = film.show(face(100 + 45 * n))  # over half of its size a frame

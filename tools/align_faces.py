@@ -53,7 +53,7 @@ def largest_face(detector: cv2.FaceDetectorYN, image: Image) -> Landmarks | None
     square, scale = letterbox(image, SIDE, SIDE)
     _, faces = detector.detect(square)
     if faces is None:
-        return None
+        return None  # type: ignore[unreachable]  # OpenCV's types say so, and are wrong
     # A row is x, y, width, height, the five points, the score.
     face = max(faces, key=lambda row: float(row[2] * row[3]))
     left_eye, right_eye, nose, left_mouth, right_mouth = [

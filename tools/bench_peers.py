@@ -4,7 +4,8 @@
 
 Each runs in a process of its own, with the threads that it takes by itself. Their dependencies conflict: name the
 interpreters of those that live in other environments; one that isn't installed is listed with what to install. The
-pictures are 640x480, with one face, two, six small ones; or yours (--images). Prints a Markdown table.
+pictures are 640x480, with one face, two, six small ones; or yours (--images). Prints a Markdown table of the
+processor's time (all threads): the clock's says little on a machine that has other things to do.
 """
 
 from __future__ import annotations
@@ -222,20 +223,22 @@ def main() -> None:
 
 def head(names: Sequence[str]) -> str:
     """The table's head."""
-    columns = ["", "does", *(f"{name}, ms" for name in names), "CPU ms", "MB", "start, s"]
+    columns = ["", "does", *(f"{name}, CPU ms" for name in names), "by the clock, ms", "MB", "start, s"]
     return f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}"
 
 
 def row(contender: Contender, result: Measured | str, like: Measured | None) -> str:
-    """One contender's line: of each picture the time, how many times ours that is, and the faces found."""
+    """One contender's line: each picture's time, how many times ours for the same job, and the faces found.
+
+    The clock's time is that of the first picture.
+    """
     if isinstance(result, str):
         return f"| {contender.name} | {contender.does} | {result} |"
     cells = []
     for i, timing in enumerate(result.timings):
-        times = f" ({timing.ms / like.timings[i].ms:.1f}x)" if like else ""
-        cells.append(f"{timing.ms:.2f}{times}, found {timing.found}")
-    cpu_ms = result.timings[0].cpu_ms
-    last = (f"{cpu_ms:.2f}", f"{result.memory_mb:.0f}", f"{result.start_s:.1f}")
+        times = f" ({timing.cpu_ms / like.timings[i].cpu_ms:.1f}x)" if like else ""
+        cells.append(f"{timing.cpu_ms:.2f}{times}, found {timing.found}")
+    last = (f"{result.timings[0].ms:.2f}", f"{result.memory_mb:.0f}", f"{result.start_s:.1f}")
     return f"| {' | '.join((contender.name, contender.does, *cells, *last))} |"
 
 

@@ -1,4 +1,4 @@
-"""Measure a model on held-out data, through edgefer's own preprocessing and runtime, and write the figures into its card.
+"""Measure a model on held-out data, as edgefer itself runs it, and write the figures into its card.
 
 python tools/evaluate.py detector models/far.json
 python tools/evaluate.py embedding models/identity-112.json

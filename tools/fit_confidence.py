@@ -1,4 +1,4 @@
-"""Make an emotion model's confidence mean something: fit its temperature and its threshold, and write them into its card.
+"""Make an emotion model's confidence mean something: fit the temperature and the threshold in its card.
 
     python tools/fit_confidence.py models/emotion-48.json
 
@@ -22,8 +22,6 @@ from edgefer.vision.emotion import EmotionReader, Probabilities
 from edgefer.vision.model import Model
 
 TEMPERATURES = np.geomspace(0.3, 3, 200)
-NEAR = 0.05
-"""Answers whose confidence is this close to a threshold tell how often one at the threshold is right."""
 
 
 def main() -> None:
@@ -72,13 +70,11 @@ def fit_temperature(probabilities: Probabilities, labels: NDArray[Any]) -> float
 
 
 def fit_threshold(probabilities: Probabilities, labels: NDArray[Any]) -> float:
-    """The lowest confidence, in hundredths, from which an answer is more often right than wrong."""
+    """The confidence, in hundredths, over which there are most right answers more than wrong ones."""
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
-    for percent in range(90, 0, -1):
-        near = np.abs(confidence - percent / 100) <= NEAR
-        if near.any() and right[near].mean() < 0.5:
-            return (percent + 1) / 100
-    return 0.0
+    thresholds = np.arange(100) / 100
+    gains = [np.where(right, 1, -1)[confidence >= threshold].sum() for threshold in thresholds]
+    return float(thresholds[np.argmax(gains)])
 
 
 if __name__ == "__main__":
