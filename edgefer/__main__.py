@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import sys
@@ -53,7 +54,10 @@ def run(_: argparse.Namespace) -> int:
 
     settings = _settings()
     with service.stopped_by_signals() as stop:
-        service.run(settings, stop)
+        try:
+            service.run(settings, stop)
+        except UsageError as error:  # of the camera's URI, which is a setting here
+            raise SettingsError(f"EDGEFER_CAMERA: {error}") from error
     return 0
 
 
@@ -83,11 +87,20 @@ def enroll(options: argparse.Namespace) -> int:
     return 0
 
 
+def people(options: argparse.Namespace) -> int:
+    """Who is known: list them, remove one."""
+    code: int = options.action(options)
+    return code
+
+
 def people_list(_: argparse.Namespace) -> int:
     """Everybody who is enrolled."""
     with _gallery(_settings()) as gallery:
-        for person in gallery.people():
-            print(f"{person.name:<32} {person.templates} face(s)")
+        people = gallery.people()
+    for person in people:
+        print(f"{person.name:<32} {person.templates} face(s)")
+    if not people:
+        print("nobody is enrolled; `edgefer enroll NAME --images PATH...` adds somebody", file=sys.stderr)
     return 0
 
 
@@ -123,20 +136,20 @@ def bench(options: argparse.Namespace) -> int:
 
 def settings(_: argparse.Namespace) -> int:
     """Every variable: value, default, meaning."""
-    values: Settings | None = None
-    problem: SettingsError | None = None
+    values, problem = None, None
     try:
         values = load_settings()
     except SettingsError as error:
         problem = error
     for variable in variables():
-        value: object = values
-        for part in variable.path:
-            value = getattr(value, part, None)
-        shown = show(value) if values else "(not valid, see below)"
-        changed = values is not None and variable.default and shown != variable.default
+        shown = variable.default
+        if values is not None:
+            shown = show(functools.reduce(getattr, variable.path, values))
+        elif given := os.environ.get(variable.name):
+            shown = "**********" if variable.secret else show(given)
+        changed = variable.default and shown != variable.default
         print(f"{variable.name}={shown}" + (f"   (default: {variable.default})" if changed else ""))
-        print(f"    {variable.meaning}")
+        print(f"    {variable.meaning}" + (f" [{variable.values}]" if variable.values else ""))
     if problem:
         raise problem
     return 0
@@ -190,11 +203,11 @@ def _parser() -> argparse.ArgumentParser:
     enroll_parser.add_argument(
         "--images", nargs="+", required=True, type=Path, metavar="PATH", help="pictures, or folders of pictures"
     )
-    people = add("people", people_list).add_subparsers(title="commands", required=True, metavar="COMMAND")
-    people.add_parser("list", help=people_list.__doc__).set_defaults(command=people_list)
-    remove_parser = people.add_parser("remove", help=people_remove.__doc__)
+    groups = add("people", people).add_subparsers(title="commands", required=True, metavar="COMMAND")
+    groups.add_parser("list", help=people_list.__doc__).set_defaults(action=people_list)
+    remove_parser = groups.add_parser("remove", help=people_remove.__doc__)
     remove_parser.add_argument("name")
-    remove_parser.set_defaults(command=people_remove)
+    remove_parser.set_defaults(action=people_remove)
     add("doctor", doctor)
     bench_parser = add("bench", bench)
     bench_parser.add_argument("image", nargs="?", type=Path, help="a picture with one face; a sample picture otherwise")

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-import cv2
-
 from edgefer import emotions
 from edgefer.cameras import EndOfStream, open_camera, parse_uri
 from edgefer.errors import InputError
@@ -16,6 +14,7 @@ from edgefer.gallery import open_gallery
 from edgefer.identify import identity_rule
 from edgefer.messages import Detection, Emotion, FaceReading, Identity, Image, PictureReading
 from edgefer.payload import to_json
+from edgefer.pictures import SUFFIXES, list_pictures, read_picture
 from edgefer.report import pixel_box, pixel_points
 from edgefer.settings import Settings
 from edgefer.vision import load_vision
@@ -23,7 +22,6 @@ from edgefer.vision.quality import rate
 
 DEFAULT_DETECTOR = "far"
 """Photos hold rooms and groups, and there's time."""
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 Read = Callable[[Image], tuple[FaceReading, ...]]
 
@@ -36,7 +34,7 @@ def analyze(settings: Settings, files: Sequence[str], *, as_json: bool) -> int:
     code = 0
     with ExitStack() as parts:
         read = reader(settings, parts)
-        for file in files:
+        for file in _files(files):
             try:
                 for picture in read_file(file, settings, read):
                     sys.stdout.write(to_json(picture).decode() + "\n" if as_json else table(picture))
@@ -89,10 +87,11 @@ def read_file(file: str, settings: Settings, read: Read) -> Iterator[PictureRead
 
 
 def _pictures(file: str, settings: Settings) -> Iterator[tuple[float | None, Image]]:
-    if Path(file).suffix.lower() in IMAGE_SUFFIXES:
-        yield None, read_image(Path(file))
+    if Path(file).suffix.lower() in SUFFIXES:
+        yield None, read_picture(Path(file))
         return
-    with closing(open_camera(parse_uri(file), settings.frame)) as video:
+    uri = parse_uri(str(Path(file).absolute()))  # a path, whatever its name looks like
+    with closing(open_camera(uri, settings.frame)) as video:
         try:
             while True:
                 picture = video.read()
@@ -101,14 +100,10 @@ def _pictures(file: str, settings: Settings) -> Iterator[tuple[float | None, Ima
             return
 
 
-def read_image(path: Path) -> Image:
-    """A picture from a file, BGR, turned upright as its EXIF data says; InputError when it can't be read."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise InputError(f"{path}: not a picture that can be read ({path.stat().st_size} bytes); is it whole?")
-    return image
+def _files(paths: Sequence[str]) -> Iterator[str]:
+    """The files that are meant: a folder stands for the pictures in it."""
+    for path in paths:
+        yield from map(str, list_pictures(Path(path))) if Path(path).is_dir() else [path]
 
 
 def table(picture: PictureReading) -> str:

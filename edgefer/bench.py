@@ -28,14 +28,14 @@ import numpy as np
 from pydantic import PlainSerializer, TypeAdapter
 
 from edgefer import __version__, emotions, identify, machine
-from edgefer.analyze import read_image
 from edgefer.cameras import sample
 from edgefer.emotions import EmotionWatcher
-from edgefer.errors import CameraError, InputError
+from edgefer.errors import InputError
 from edgefer.gallery import Gallery
 from edgefer.identify import Identifier, identity_rule
 from edgefer.messages import Frame, Image
 from edgefer.payload import to_json
+from edgefer.pictures import read_picture
 from edgefer.pipeline import Pipeline
 from edgefer.report import Origin, Reporter
 from edgefer.service import DEFAULT_DETECTOR
@@ -68,6 +68,7 @@ class Cost:
     """What one call costs: the clock's time (median, and 95 in 100 stay under), and the processor's (median)."""
 
     name: str
+    calls: int
     p50_ms: Milliseconds
     p95_ms: Milliseconds
     cpu_ms: Milliseconds
@@ -266,7 +267,7 @@ class Meter:
     def _cost(self, name: str) -> Cost:
         wall_ms, cpu_ms = zip(*self._calls[name], strict=True)
         p50, p95 = np.percentile(wall_ms, (50, 95))
-        return Cost(name, float(p50), float(p95), statistics.median(cpu_ms))
+        return Cost(name, len(cpu_ms), float(p50), float(p95), statistics.median(cpu_ms))
 
     def wall_ms(self, name: str) -> list[float]:
         """The clock's time of each call."""
@@ -436,10 +437,10 @@ def _first_event_s(settings: Settings, picture: Image) -> float | None:
 
 def _picture(path: Path | None) -> Image:
     if path is not None:
-        return read_image(path)
+        return read_picture(path)
     try:
         return sample.draw(SAMPLE_S)
-    except CameraError as error:
+    except InputError as error:
         raise InputError(f"{error}; or name a picture with a face: edgefer bench PICTURE") from error
 
 

@@ -48,6 +48,8 @@ def run_demo(settings: Settings, clip: str | None, *, as_json: bool) -> int:
             port = parts.enter_context(embedded_broker())
             changes["mqtt"] = MqttSettings(host="127.0.0.1", port=port, prefix=settings.mqtt.prefix)
         if clip is None:
+            # A name of its own too: on a configured broker, the real daemon's topics are left alone.
+            changes["device"] = f"{settings.device[:59]}-demo"
             # A state folder of its own: the demo's people aren't the user's.
             changes["state_dir"] = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="edgefer-demo-")))
         settings = settings.model_copy(update=changes)

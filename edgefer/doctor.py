@@ -48,8 +48,7 @@ def _runtime(_: Settings) -> str:
 
 def _models(settings: Settings) -> str:
     names = load_vision(settings, DEFAULT_DETECTOR).names
-    loaded = ", ".join(name for name in (names.detector, names.embedding, names.emotion) if name)
-    return f"{loaded}; shipped weights are for non-commercial research ({models_folder() / 'LICENSE'})"
+    return f"{names}; shipped weights are for non-commercial research ({models_folder() / 'LICENSE'})"
 
 
 def _camera(settings: Settings) -> str:

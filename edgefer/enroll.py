@@ -7,10 +7,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgefer.analyze import DEFAULT_DETECTOR, IMAGE_SUFFIXES, read_image
+from edgefer.analyze import DEFAULT_DETECTOR
 from edgefer.errors import InputError, UsageError
 from edgefer.gallery import check_name, open_gallery
 from edgefer.messages import Detection, Image, Quality
+from edgefer.pictures import list_pictures, read_picture
 from edgefer.settings import Settings
 from edgefer.vision import load_vision
 from edgefer.vision.quality import rate
@@ -44,7 +45,7 @@ def enroll_images(settings: Settings, name: str, paths: Sequence[Path]) -> Itera
     with closing(open_gallery(settings, vision.embedder.model.card, create=True)) as gallery:
         for path in pictures:
             try:
-                image = read_image(path)
+                image = read_picture(path)
                 face, quality = only_good_face(image, vision.detector(image))
             except InputError as error:
                 yield Tried(path, str(error).removeprefix(f"{path}: "))
@@ -76,10 +77,7 @@ def _pictures(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-            if not inside:
-                raise InputError(f"{path}: no picture in this folder ({', '.join(sorted(IMAGE_SUFFIXES))})")
-            found += inside
+            found += list_pictures(path)
         elif path.exists():
             found.append(path)
         else:

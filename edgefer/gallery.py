@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,16 +61,23 @@ class Gallery:
     def __init__(self, folder: Path, model: str, key: str | None = None, *, create: bool = False) -> None:
         self.path = folder / "gallery.sqlite3"
         self.model = model
+        self._key = key
         with self._errors():
             if create:
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 self.path.touch(mode=0o600)
-            place = self.path if self.path.exists() else ":memory:"
-            self._database = sqlite3.connect(place, timeout=5, isolation_level=None)
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.executescript(_TABLES)
-            self._seal = self._open_seal(key)
-            self._load()
+                if os.geteuid() == 0:  # the folder's owner, the service's user perhaps, must be able to read it
+                    os.chown(self.path, folder.stat().st_uid, folder.stat().st_gid)
+            self._open()
+
+    def refresh(self) -> None:
+        """Take up what another process has changed since; cheap when nothing was."""
+        with self._errors():
+            if self._place != self.path and self.path.exists():
+                self._database.close()
+                self._open()
+            elif self._data_version() != self._version:
+                self._load()
 
     @property
     def is_empty(self) -> bool:
@@ -122,8 +130,22 @@ class Gallery:
         """Close the file."""
         self._database.close()
 
+    def _open(self) -> None:
+        self._place = self.path if self.path.exists() else Path(":memory:")
+        self._database = sqlite3.connect(self._place, timeout=5, isolation_level=None)
+        if self._place == self.path:
+            self._database.execute("PRAGMA journal_mode=WAL")
+        self._database.executescript(_TABLES)
+        self._seal = self._open_seal(self._key)
+        self._load()
+
+    def _data_version(self) -> int:
+        """A number that moves when another connection changes the file."""
+        return int(self._database.execute("PRAGMA data_version").fetchone()[0])
+
     def _load(self) -> None:
         """Take the templates into one matrix: a match is then one product."""
+        self._version = self._data_version()
         rows = self._database.execute(
             "SELECT person, embedding FROM template WHERE model = ? ORDER BY person", (self.model,)
         ).fetchall()

@@ -18,6 +18,8 @@ EVERY_S = 2.0
 """A person doesn't change; a look now and then notices when two tracks were swapped."""
 BUDGET = 2
 """Embeddings a frame: the dearest reading."""
+REFRESH_S = 1.0
+"""Somebody who is enrolled or removed while the daemon runs is known or forgotten after so long."""
 MIN_READINGS = 3
 """Readings before the first decision: one blurred or half-turned face must not name anybody."""
 MEMORY = 0.8
@@ -70,9 +72,13 @@ class Identifier:
         self._rule = rule
         self._schedule = Schedule(every_s, BUDGET)
         self._decisions: dict[str, _Decision] = {}
+        self._refreshed_s = float("-inf")
 
     def __call__(self, frame: Frame, faces: Sequence[Face]) -> list[Face]:
         """The same faces, with their identity as far as it is decided."""
+        if frame.captured_at - self._refreshed_s >= REFRESH_S:
+            self._refreshed_s = frame.captured_at
+            self._gallery.refresh()
         if self._gallery.is_empty:
             return [replace(face, identity=self._rule.decide(None)) for face in faces]
         self._decisions = {

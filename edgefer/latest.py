@@ -93,7 +93,8 @@ class Latest:
             self._camera.close()  # ends a read that only waits for its picture's time
         self._thread.join(timeout_s)
         if self._thread.is_alive():
-            log.warning("the camera doesn't answer; leaving it")
+            doing = "is still being opened" if self._camera is None else "doesn't answer"
+            log.warning("the camera %s; leaving it", doing)
 
     def _run(self) -> None:
         retry_s = FIRST_RETRY_S

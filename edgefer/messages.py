@@ -264,7 +264,7 @@ class Presence:
 class Problem:
     """Something that needs a person, or time: which part, a code to match on, since when, and what to do."""
 
-    part: Literal["camera", "broker", "machine"]
+    part: Literal["camera", "broker", "stdout", "machine"]
     code: str
     since: Time
     message: str
@@ -326,6 +326,9 @@ class ModelNames:
     detector: str
     embedding: str | None
     emotion: str | None
+
+    def __str__(self) -> str:
+        return ", ".join(name for name in (self.detector, self.embedding, self.emotion) if name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,10 +12,20 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, cast, get_args
 
 from dotenv import dotenv_values
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -23,6 +33,7 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
+from pydantic_settings import SettingsError as UnparsableError
 
 from edgefer.errors import SettingsError
 
@@ -30,6 +41,8 @@ PREFIX = "EDGEFER_"
 ENV_FILE = Path(".env")
 
 Score = Annotated[float, Field(gt=0, lt=1)]
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+"""A path in which `~` is a home: no shell has seen it in a .env or an EnvironmentFile."""
 
 
 class Group(BaseModel):
@@ -69,18 +82,25 @@ class MqttSettings(Group):
     """User, where the broker asks for one."""
     password: SecretStr | None = None
     """Password of that user. A file or a systemd credential keeps it out of the process's environment."""
-    password_file: Path | None = None
+    password_file: UserPath | None = None
     """A file that holds the password, instead of EDGEFER_MQTT__PASSWORD."""
     tls: bool = False
     """Encrypt, and check the broker's certificate."""
-    ca_file: Path | None = None
+    ca_file: UserPath | None = None
     """PEM file of the authority that signed the broker's certificate; the system's authorities when not set."""
-    cert_file: Path | None = None
+    cert_file: UserPath | None = None
     """PEM file of the client certificate, where the broker asks for one."""
-    key_file: Path | None = None
+    key_file: UserPath | None = None
     """PEM file of the client certificate's key."""
     prefix: str = "edgefer"
     """The first part of every topic; the second is the device's name."""
+
+    @field_validator("host")
+    @classmethod
+    def _bare_host(cls, value: str) -> str:
+        if set("/@ ") & set(value):
+            raise ValueError("the name or address alone, without mqtt://, user and port")
+        return value
 
     @field_validator("prefix")
     @classmethod
@@ -167,6 +187,11 @@ class GallerySettings(Group):
     """A secret that seals the stored faces with AES-GCM (needs the `seal` extra); best as a systemd credential."""
 
 
+def sink_names() -> list[str]:
+    """Every sink that there is: the modules of sinks/."""
+    return sorted(path.stem for path in (Path(__file__).parent / "sinks").glob("[a-z]*.py"))
+
+
 def _is_topic_level(text: str) -> bool:
     return bool(text) and text.isprintable() and not set("+#") & set(text)
 
@@ -195,9 +220,9 @@ class Settings(BaseSettings):
     """The name of this machine in topics and events; the host's name when not set. Not with `+`, `#` or `/`."""
     camera: Annotated[str, Field(min_length=1)] = "auto"
     """The camera's URI, as docs/cameras.md lists them; `auto` takes the first camera found."""
-    state_dir: Path = Field(default_factory=_default_state_dir)
+    state_dir: UserPath = Field(default_factory=_default_state_dir)
     """Where the gallery is kept; $STATE_DIRECTORY, else edgefer/ in the XDG state folder, when not set."""
-    sinks: Annotated[str, Field(pattern=r"^[a-z]+(,[a-z]+)*$")] = "mqtt"
+    sinks: str = "mqtt"
     """Where events go: `mqtt`, `stdout` (JSON lines), or both with a comma between."""
     threads: Annotated[int, Field(ge=1, le=64)] = 1
     """Threads a model runs on. One is best where one face is in view; two help a Pi with many."""
@@ -218,6 +243,14 @@ class Settings(BaseSettings):
             raise ValueError(
                 "the name is a part of every topic: it may not be empty nor hold `/`, `+`, `#` or control characters"
             )
+        return value
+
+    @field_validator("sinks")
+    @classmethod
+    def _known_once(cls, value: str) -> str:
+        names, known = value.split(","), sink_names()
+        if not set(names) <= set(known) or len(set(names)) < len(names):
+            raise ValueError(f"one or more of {', '.join(known)}, each once, with a comma between")
         return value
 
     @field_validator("log_level", mode="before")
@@ -243,14 +276,23 @@ class Settings(BaseSettings):
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """One variable: its name, what it means, its default, whether it is a secret, and which values it takes."""
+    """One variable: its name, its place in the settings, what it means, its values, its default, and its group's title.
+
+    `secret` ones are never shown; `is_open` ones may be shown whole: an address can hold a password too.
+    """
 
     name: str
     path: tuple[str, ...]
     meaning: str
+    values: str
     default: str
     secret: bool
     group: str
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its value may be shown as it is."""
+        return not self.secret and self.path not in (("camera",), ("mqtt", "host"))
 
 
 def variables() -> Iterator[Variable]:
@@ -264,16 +306,39 @@ def _variables(model: type[BaseModel], path: tuple[str, ...], group: str) -> Ite
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _variables(field.annotation, here, (field.annotation.__doc__ or "").strip())
             continue
-        secret = SecretStr in (field.annotation, *get_args(field.annotation))
-        default = "" if field.default_factory or field.default is None else show(field.default)
-        yield Variable(PREFIX + "__".join(here).upper(), here, field.description or "", default, secret, group)
+        yield Variable(
+            name=PREFIX + "__".join(here).upper(),
+            path=here,
+            meaning=field.description or "",
+            values=_values(TypeAdapter(field.rebuild_annotation()).json_schema()),
+            default="" if field.default_factory or field.default is None else show(field.default),
+            secret=SecretStr in (field.annotation, *get_args(field.annotation)),
+            group=group,
+        )
+
+
+_signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+
+
+def _values(schema: dict[str, object]) -> str:
+    """Which values a variable takes, from the JSON Schema of its type; empty where any text will do."""
+    if "anyOf" in schema:  # a value or none
+        return _values(cast("list[dict[str, object]]", schema["anyOf"])[0])
+    if "enum" in schema:
+        return ", ".join(map(str, cast("list[object]", schema["enum"])))
+    kind = {"boolean": "true, false", "integer": "whole number", "number": "number"}.get(str(schema.get("type")), "")
+    limits = [f"{sign} {schema[limit]:g}" for limit, sign in _signs.items() if limit in schema]
+    return " ".join([kind, ", ".join(limits)]).strip()
 
 
 def show(value: object) -> str:
-    """A value as one would write it in an environment variable; a secret as asterisks."""
+    """A value as one would write it in an environment variable; a secret as asterisks, an address without its user."""
     if isinstance(value, bool):
         return str(value).lower()
-    return "" if value is None else str(value)
+    text = "" if value is None else str(value)
+    scheme, colon, rest = text.partition("://")
+    # What stands before the last @ may be a user and a password, whatever else is in it.
+    return f"{scheme}://***@{rest.rpartition('@')[2]}" if colon and "@" in rest else text
 
 
 def load_settings(**overrides: object) -> Settings:
@@ -281,14 +346,18 @@ def load_settings(**overrides: object) -> Settings:
 
     `overrides` are what a command fixes for itself; they win over every variable.
     """
-    problems = [*_unknown_names()]
+    problems: list[str] = []
     try:
+        problems += _unknown_names()
         settings = Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks them
     except ValidationError as error:
-        secrets = {variable.path for variable in variables() if variable.secret}
-        problems += [_explain(details, secrets) for details in error.errors()]
+        problems += [_explain(details) for details in error.errors()]
+    except UnparsableError:
+        pass  # a group's own name, EDGEFER_MQTT: it was found among the unknown ones
     except UnicodeDecodeError as error:
-        problems.append(f"{ENV_FILE} or a credential isn't text: {error.reason}")
+        problems.append(f"{ENV_FILE.absolute()} or a credential isn't text: {error.reason}")
+    except OSError as error:
+        problems.append(f"{error.filename} can't be read: {error.strerror}")
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise SettingsError(
@@ -308,8 +377,9 @@ def _unknown_names() -> Iterator[str]:
     for place, names in places:
         for name in names:
             if name.upper().startswith(PREFIX) and name.upper() not in known:
-                nearest = difflib.get_close_matches(name.upper(), known, 1)
-                hint = f"; did you mean {nearest[0]}?" if nearest else ""
+                members = [variable for variable in known if variable.startswith(f"{name.upper()}__")]
+                nearest = members or difflib.get_close_matches(name.upper(), known, 1)
+                hint = f"; did you mean {', '.join(nearest)}?" if nearest else ""
                 yield f"{name} (in {place}): there is no such setting{hint}"
 
 
@@ -318,13 +388,10 @@ def _credentials_folder() -> Path | None:
     return Path(folder) if folder else None
 
 
-def _explain(details: ErrorDetails, secrets: set[tuple[str, ...]]) -> str:
-    path = tuple(str(part) for part in details["loc"] if part in _names)
-    name = PREFIX + "__".join(path).upper()
+def _explain(details: ErrorDetails) -> str:
     message = details["msg"].removeprefix("Value error, ")
-    if isinstance(details["input"], (dict, BaseModel)) or path in secrets:
-        return f"{name}: {message}" if path in {v.path for v in variables()} else message
-    return f"{name}={details['input']}: {message}"
-
-
-_names = {part for variable in variables() for part in variable.path}
+    variable = next((v for v in variables() if v.path == details["loc"][: len(v.path)]), None)
+    if variable is None:  # of a group as a whole: the message names its variables
+        return message
+    given = f"={details['input']}" if variable.is_open else ""
+    return f"{variable.name}{given}: {message}"

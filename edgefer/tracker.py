@@ -19,8 +19,9 @@ LOST_MISSES = 3
 """... and is missed at least so often in a row, for cameras that give a frame a second."""
 MIN_IOU = 0.2
 """Two boxes that overlap less, with the motion foreseen, aren't one face by overlap."""
-MAX_STEP = 0.7
-"""A fast face may jump by this share of its size between frames, where nothing else claims it."""
+MAX_STEP, MAX_STEP_PER_S = 0.7, 0.7
+"""A fast face may jump by this share of its size, and as much more for each second that it wasn't seen, where nothing
+else claims it. A person who walks by makes six times the size of her face a second."""
 MAX_GROWTH = 1.6
 """Two boxes whose sides differ by a larger factor aren't one face."""
 SMOOTHING_S = 0.2
@@ -54,6 +55,10 @@ class _Candidate:
         box, elapsed_s = self.track.detection.box, now_s - self.track.last_seen_s
         return replace(box, x=box.x + self.velocity[0] * elapsed_s, y=box.y + self.velocity[1] * elapsed_s)
 
+    def reach(self, now_s: float) -> float:
+        """How far from there it may be, in sizes of the face."""
+        return MAX_STEP + MAX_STEP_PER_S * (now_s - self.track.last_seen_s)
+
     def found(self, detection: Detection, frame: Frame) -> None:
         """Move on to where the face is now."""
         elapsed_s = max(frame.stream_s - self.track.last_seen_s, 1e-3)
@@ -80,13 +85,15 @@ class Tracker:
 
     def __call__(self, frame: Frame, detections: Sequence[Detection]) -> list[Track]:
         """The confirmed tracks in view, oldest first; one that wasn't found just now keeps its last detection."""
-        pairs = match([c.foreseen(frame.stream_s) for c in self._candidates], [d.box for d in detections])
+        now_s = frame.stream_s
+        expected = [(c.foreseen(now_s), c.reach(now_s)) for c in self._candidates]
+        pairs = match(expected, [d.box for d in detections])
         for i, candidate in enumerate(self._candidates):
             if i in pairs:
                 candidate.found(detections[pairs[i]], frame)
             else:
                 candidate.misses += 1
-        self._candidates = [c for c in self._candidates if c.is_alive(frame.stream_s)]
+        self._candidates = [c for c in self._candidates if c.is_alive(now_s)]
         new = [detections[j] for j in range(len(detections)) if j not in pairs.values()]
         self._candidates += [self._start(detection, frame) for detection in new]
         return [c.track for c in self._candidates if c.confirmed]
@@ -102,28 +109,30 @@ class Tracker:
         return _Candidate(track, (0.0, 0.0))
 
 
-def match(expected: Sequence[Box], found: Sequence[Box]) -> dict[int, int]:
+def match(expected: Sequence[tuple[Box, float]], found: Sequence[Box]) -> dict[int, int]:
     """Which expected box (index) is which found one (index): the best pairs first, each box in one pair at most.
 
-    First by overlap; then what is left, by the distance of the middles, for faces that moved fast.
+    First by overlap; then what is left, by the distance of the middles, within the reach (in sizes of the face) that
+    is given with each expected box.
     """
     pairs: dict[int, int] = {}
     for similarity in (_overlap, _nearness):
-        rated = ((similarity(expected[i], found[j]), i, j) for i, j in product(range(len(expected)), range(len(found))))
+        rated = (
+            (similarity(*expected[i], found[j]), i, j) for i, j in product(range(len(expected)), range(len(found)))
+        )
         for likeness, i, j in sorted(rated, reverse=True):
             if likeness > 0 and i not in pairs and j not in pairs.values():
                 pairs[i] = j
     return pairs
 
 
-def _overlap(a: Box, b: Box) -> float:
-    iou = a.iou(b)
+def _overlap(expected: Box, _: float, found: Box) -> float:
+    iou = expected.iou(found)
     return iou if iou >= MIN_IOU else 0.0
 
 
-def _nearness(a: Box, b: Box) -> float:
-    smaller, larger = sorted((a.side, b.side))
+def _nearness(expected: Box, reach: float, found: Box) -> float:
+    smaller, larger = sorted((expected.side, found.side))
     if larger > MAX_GROWTH * smaller:
         return 0.0
-    distance = math.dist(a.centre, b.centre)
-    return max(0.0, 1 - distance / (MAX_STEP * larger))
+    return max(0.0, 1 - math.dist(expected.centre, found.centre) / (reach * larger))

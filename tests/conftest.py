@@ -38,7 +38,7 @@ def edgefer(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {"EDGEFER_STATE_DIR": str(tmp_path / "state")} | variables
-        command = [sys.executable, "-m", "edgefer", *map(str, arguments)]
+        command = [sys.executable, "-m", "edgefer", *(a if isinstance(a, bytes) else str(a) for a in arguments)]
         return subprocess.run(
             command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=100, check=False
         )

@@ -1,6 +1,7 @@
 """`edgefer analyze` and `edgefer enroll`, as processes, on real pictures."""
 
 import json
+import os
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_a_video_gives_a_line_a_frame_with_its_time(edgefer, grace, tmp_path):
 
 def test_the_table_is_for_people(edgefer, grace):
     done = edgefer("analyze", grace)
-    assert "512x606, 1 face(s)" in done.stdout
+    assert "512x600, 1 face(s)" in done.stdout
     assert "unknown" in done.stdout
 
 
@@ -94,10 +95,30 @@ def test_a_file_that_cannot_be_read_is_told_and_the_others_are_read(edgefer, gra
     done = edgefer("analyze", "missing.jpg", "broken.jpg", "empty.png", grace, "--json")
     assert done.returncode == 66
     assert [line["file"] for line in lines_of(done)] == [str(grace)]
-    assert "missing.jpg: no such file" in done.stderr
+    assert "missing.jpg: can't be read: No such file" in done.stderr
     assert "broken.jpg: not a picture that can be read (300 bytes)" in done.stderr
     assert "empty.png: not a picture that can be read (0 bytes)" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_odd_names_and_huge_pictures_are_no_crash(edgefer, tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"no picture")
+    huge = cv2.imencode(".png", np.zeros((8, 8), np.uint8))[1].tobytes()
+    # The width and height in the header: 70,000 x 70,000, over OpenCV's limit of 2^30 pixels.
+    (tmp_path / "huge.png").write_bytes(huge[:16] + (70000).to_bytes(4, "big") * 2 + huge[24:])
+    done = edgefer("analyze", *sorted(os.listdir(os.fsencode(tmp_path))), "--json")  # noqa: PTH208  # names as bytes
+    assert done.returncode == 66
+    assert "huge.png" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_stands_for_its_pictures(edgefer, grace, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("10.jpg", "2.jpg", "._2.jpg"):
+        (folder / name).write_bytes(grace.read_bytes())
+    lines = lines_of(edgefer("analyze", "pictures", "--json"))
+    assert [line["file"] for line in lines] == ["pictures/2.jpg", "pictures/10.jpg"]
 
 
 def test_stages_can_be_off(edgefer, grace):
@@ -150,7 +171,7 @@ def test_enroll_says_what_it_refused_and_why(edgefer, grace, astronaut, tmp_path
     ("arguments", "code", "told"),
     [
         (["enroll", "Ada", "--images", "nowhere"], 66, "nowhere: no such file or folder"),
-        (["enroll", "Ada", "--images", "."], 66, "no picture in this folder"),
+        (["enroll", "Ada", "--images", "."], 66, "holds no pictures"),
         (["enroll", "", "--images", "."], 64, "printable characters"),
         (["enroll", "Ada"], 64, "--images"),
         (["analyze"], 64, "FILE"),

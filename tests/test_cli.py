@@ -35,10 +35,20 @@ def test_settings_show_values_defaults_and_no_secret(edgefer):
     assert "topsecret" not in done.stdout
 
 
+def test_settings_show_no_password_in_an_address(edgefer):
+    done = edgefer(
+        "settings", EDGEFER_CAMERA="rtsp://ada:topsecret@door/stream", EDGEFER_MQTT__HOST="mqtt://u:topsecret@h"
+    )
+    assert "EDGEFER_CAMERA=rtsp://***@door/stream" in done.stdout
+    assert "topsecret" not in done.stdout + done.stderr
+    assert "EDGEFER_MQTT__HOST: the name or address alone" in done.stderr
+
+
 def test_settings_are_listed_even_when_some_are_wrong(edgefer):
     done = edgefer("settings", EDGEFER_MQTT__PORT="many")
     assert done.returncode == 78
-    assert "EDGEFER_MQTT__PORT=" in done.stdout
+    assert "EDGEFER_MQTT__PORT=many\n" in done.stdout
+    assert "EDGEFER_THREADS=1\n" in done.stdout
     assert "EDGEFER_MQTT__PORT=many: " in done.stderr
 
 
@@ -84,9 +94,19 @@ def test_a_reader_that_goes_away_is_no_error(edgefer, tmp_path):
     ("variables", "code", "told"),
     [
         ({"EDGEFER_DEVICE": "a/b", "EDGEFER_MQTT__PORT": "0"}, 78, ["EDGEFER_DEVICE=a/b", "EDGEFER_MQTT__PORT=0"]),
-        ({"EDGEFER_DETECTOR__MODEL": "nearest"}, 66, ["no model named 'nearest'", "far, ", "near"]),
-        ({"EDGEFER_IDENTITY__MODEL": "/nowhere/x.tflite"}, 66, ["/nowhere/x.json", "No such file"]),
-        ({"EDGEFER_CAMERA": "ftp://host/x"}, 64, ["ftp://", "v4l2://"]),
+        (
+            {"EDGEFER_DETECTOR__MODEL": "nearest"},
+            66,
+            ["EDGEFER_DETECTOR__MODEL", "no model named 'nearest'", "far, "],
+        ),
+        (
+            {"EDGEFER_IDENTITY__MODEL": "/nowhere/x.tflite"},
+            66,
+            ["EDGEFER_IDENTITY__MODEL", "/nowhere/x.json"],
+        ),
+        ({"EDGEFER_CAMERA": "ftp://host/x"}, 78, ["EDGEFER_CAMERA", "ftp://", "v4l2://"]),
+        ({"EDGEFER_CAMERA": "synthetic://?color=red"}, 78, ["EDGEFER_CAMERA", "color", "fps"]),
+        ({"EDGEFER_SINKS": "mqtt,mqtt"}, 78, ["EDGEFER_SINKS=mqtt,mqtt", "each once"]),
         ({"EDGEFER_SINKS": "kafka"}, 78, ["EDGEFER_SINKS", "mqtt, stdout"]),
         ({"EDGEFER_CAMERA": "missing.mp4"}, 66, ["missing.mp4"]),
     ],

@@ -105,12 +105,17 @@ def test_the_threshold_is_where_answers_turn_right(tool):
     assert tool("fit_confidence").fit_threshold(probabilities, labels) == pytest.approx(0.7, abs=0.015)
 
 
-def test_the_fitted_crop_brings_the_box_back_to_the_frame(tool):
-    box, frame = Box(31, 40, 52, 66), Box(20, 36, 72, 72)
-    scale, right, down = tool("fit_crop").relation(box, frame)
-    matrix = crop_matrix(Detection(box, 0.9, None), Crop("box", scale, (right, down)), 48, 48)
-    np.testing.assert_allclose(matrix @ (20, 36, 1), (0, 0), atol=1e-9)
-    np.testing.assert_allclose(matrix @ (92, 108, 1), (48, 48), atol=1e-9)
+def test_the_fitted_crop_brings_the_landmarks_to_their_frame(tool):
+    """Five points as they lie in a box, and in a frame of 80 % of its side, 5 % of that to the left and 10 % up."""
+    in_frame = np.array([(-0.2, -0.1), (0.2, -0.1), (0, 0.05), (-0.15, 0.25), (0.15, 0.25)])
+    in_box = (in_frame + np.array([-0.05, -0.1])) * 0.8
+    crop = tool("fit_crop").fit(in_box, in_frame)
+    assert (crop.scale, *crop.shift) == pytest.approx((0.8, -0.05, -0.1))
+    face = Detection(Box(31, 40, 52, 66), 0.9, None)
+    matrix = crop_matrix(face, crop, 48, 48)
+    for box_point, frame_point in zip(in_box, in_frame, strict=True):
+        pixel = np.array(face.box.centre) + box_point * 66
+        np.testing.assert_allclose(matrix @ (*pixel, 1), (frame_point + 0.5) * 48, atol=1e-6)
 
 
 # The shipped model

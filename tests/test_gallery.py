@@ -129,3 +129,23 @@ class TestSealed:
         gallery.enroll("Ada", ADA, 1.0)
         with pytest.raises(InputError, match="made without a key"):
             Gallery(tmp_path / "state", MODEL, "late")
+
+
+def test_what_another_process_changes_is_taken_up(gallery, tmp_path):
+    late = Gallery(tmp_path / "elsewhere", MODEL)
+    Gallery(tmp_path / "elsewhere", MODEL, create=True).close()
+    here = Gallery(tmp_path / "state", MODEL)
+    gallery.enroll("Ada", ADA, 1.0)
+    assert here.is_empty
+    here.refresh()
+    assert here.match(ADA).name == "Ada"
+    gallery.remove("Ada")
+    here.refresh()
+    assert here.is_empty
+    # A file that wasn't there yet is found too.
+    other = Gallery(tmp_path / "elsewhere", MODEL)
+    other.enroll("Grace", GRACE, 1.0)
+    late.refresh()
+    assert late.match(GRACE).name == "Grace"
+    for opened in (late, here, other):
+        opened.close()

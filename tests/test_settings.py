@@ -10,13 +10,9 @@ from edgefer.settings import Settings, load_settings, variables
 
 
 @pytest.fixture(autouse=True)
-def _clean_place(monkeypatch, tmp_path):
-    for name in [name for name in os.environ if name.startswith("EDGEFER_")] + [
-        "CREDENTIALS_DIRECTORY",
-        "STATE_DIRECTORY",
-    ]:
-        monkeypatch.delenv(name, raising=False)
+def _own_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XDG_STATE_HOME")
 
 
 def refusal(monkeypatch, **values: str) -> str:
@@ -86,6 +82,20 @@ def test_every_problem_is_listed_at_once_in_the_variables_name(monkeypatch):
     )
 
 
+def test_a_groups_name_is_no_variable(monkeypatch):
+    assert "did you mean EDGEFER_GALLERY__KEY?" in refusal(monkeypatch, EDGEFER_GALLERY="x")
+
+
+def test_an_env_file_that_is_not_text_is_told(monkeypatch, tmp_path):
+    (tmp_path / ".env").write_bytes(b"EDGEFER_DEVICE=caf\xe9")
+    assert f"{tmp_path}/.env or a credential isn't text" in refusal(monkeypatch)
+
+
+def test_a_home_is_understood_without_a_shell(monkeypatch):
+    monkeypatch.setenv("EDGEFER_STATE_DIR", "~/faces")
+    assert load_settings().state_dir == Path.home() / "faces"
+
+
 @pytest.mark.parametrize("place", ["env file", "credential"])
 def test_unknown_names_are_found_everywhere(monkeypatch, tmp_path, place):
     if place == "env file":
@@ -147,6 +157,10 @@ def test_every_variable_says_what_it_means():
     listed = list(variables())
     assert len({variable.name for variable in listed}) == len(listed) > 30
     assert [v.name for v in listed if not v.meaning.endswith(".")] == []
+    values = {v.name: v.values for v in listed}
+    assert values["EDGEFER_FRAME__ROTATION"] == "0, 90, 180, 270"
+    assert values["EDGEFER_MQTT__PORT"] == "whole number >= 1, <= 65535"
+    assert values["EDGEFER_MQTT__TLS"] == "true, false"
     assert {v.name for v in listed if v.secret} == {"EDGEFER_MQTT__PASSWORD", "EDGEFER_GALLERY__KEY"}
 
 

@@ -98,6 +98,7 @@ def main() -> None:
     )
     # fit() leaves the averaged weights in the model. The last epoch ships: the best of many on PublicTest flatters.
     settle(model, fer.images[rows])
+    answer_as_labelled(model, fer.labels[rows], batches.targets)
     model.save(arguments.out / "model.keras")
     (arguments.out / "card.json").write_text(card(arguments, fer, len(rows)).to_json())
     chosen = np.random.default_rng(arguments.seed).choice(rows, min(CALIBRATION_IMAGES, len(rows)), replace=False)
@@ -231,6 +232,17 @@ def settle(model: keras.Model, images: Image) -> None:
             layer.momentum = 0.97
     for start in range(0, min(len(images), 100 * 128), 128):
         model(as_input(images[start : start + 128]), training=True)
+
+
+def answer_as_labelled(model: keras.Model, labels: NDArray[np.uint8], targets: Floats) -> None:
+    """Shift the answers from how often the targets name each emotion to how often the original labels do.
+
+    FER+'s voters said "neutral" far more often, and "fear" and "angry" less (Bayes' rule; 1.6 points on PublicTest).
+    """
+    named = np.bincount(labels, minlength=targets.shape[1]) / len(labels)
+    last = model.get_layer("emotion")
+    kernel, bias = last.get_weights()
+    last.set_weights([kernel, bias + np.log(np.maximum(named, 1e-4) / np.maximum(targets.mean(0), 1e-4))])
 
 
 # What is kept

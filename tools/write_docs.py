@@ -15,11 +15,13 @@ SETTINGS_HEAD = """# Settings
 
 edgefer is configured by environment variables. They are read from the environment, then from systemd credentials of the
 same names (`LoadCredential=EDGEFER_MQTT__PASSWORD:/etc/edgefer/mqtt-password`), then from a `.env` file in the current
-folder. They are checked at start: every problem is listed at once, and an unknown `EDGEFER_` name is an error.
-`edgefer settings` prints them with their values here; secrets are masked.
+folder; an empty one counts as not set. They are checked at start: every problem is listed at once, and an unknown
+`EDGEFER_` name is an error. `edgefer settings` prints them with their values here; secrets are masked.
 
 <!-- Generated from edgefer/settings.py by `make docs`. -->
 """
+
+TABLE_HEAD = "| Variable | Values | Default | Meaning |\n| --- | --- | --- | --- |\n"
 
 
 def main() -> None:
@@ -42,9 +44,7 @@ def settings_page() -> str:
     """docs/settings.md."""
     parts = [SETTINGS_HEAD]
     for group, members in groupby(variables(), key=lambda variable: variable.group):
-        parts.append(
-            f"\n## {group.rstrip('.') or 'General'}\n\n| Variable | Default | Meaning |\n| --- | --- | --- |\n"
-        )
+        parts.append(f"\n## {group.rstrip('.') or 'General'}\n\n{TABLE_HEAD}")
         parts += [_row(variable) for variable in members]
     return "".join(parts)
 
@@ -52,7 +52,9 @@ def settings_page() -> str:
 def _row(variable: Variable) -> str:
     default = f"`{variable.default}`" if variable.default else ""
     meaning = " ".join(variable.meaning.split()).replace("|", "\\|")
-    return f"| `{variable.name}` | {default} | {meaning}{' A secret.' if variable.secret else ''} |\n"
+    return (
+        f"| `{variable.name}` | {variable.values} | {default} | {meaning}{' A secret.' if variable.secret else ''} |\n"
+    )
 
 
 if __name__ == "__main__":

@@ -180,6 +180,6 @@ def open_camera(uri: CameraUri, wanted: FrameSettings) -> Camera:
     modules = {scheme: module for module in source_modules() for scheme in module.SCHEMES}
     if uri.scheme not in modules:
         known = ", ".join(f"{scheme}://" for scheme in sorted(modules))
-        raise UsageError(f"EDGEFER_CAMERA: unknown scheme {uri.scheme}://; the known ones are {known}")
+        raise UsageError(f"unknown scheme {uri.scheme}://; the known ones are {known}")
     camera: Camera = modules[uri.scheme].open_source(uri, wanted)
     return camera

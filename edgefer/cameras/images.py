@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from pathlib import Path
-
-import cv2
-import numpy as np
 
 from edgefer.cameras import CameraUri, EndOfStream, Picture
 from edgefer.cameras._opencv import quiet
 from edgefer.errors import InputError
 from edgefer.messages import Image
+from edgefer.pictures import list_pictures, read_picture
 from edgefer.settings import FrameSettings
 
 SCHEMES = ("images",)
-
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +33,7 @@ class ImageFolder:
 
     def __init__(self, folder: Path, fps: float, *, loop: bool) -> None:
         self._folder = folder
-        self._paths = list_images(folder)
+        self._paths = list_pictures(folder)
         self._fps = fps
         self._loop = loop
         self._position = 0
@@ -69,40 +64,12 @@ class ImageFolder:
         while self._position < len(self._paths) or (self._loop and self._paths):
             self._position %= len(self._paths)
             path = self._paths[self._position]
-            image = _read_image(path)
-            if image is not None:
+            try:
+                image = read_picture(path)
+            except InputError as error:
+                log.warning("%s; leaving it out", error)
+                del self._paths[self._position]
+            else:
                 self._position += 1
                 return image
-            log.warning("%s can't be read as a picture; leaving it out", path)
-            del self._paths[self._position]
-        return None
-
-
-def list_images(folder: Path) -> list[Path]:
-    """The pictures of a folder in the order that people count: 2 before 10. InputError where there is none."""
-    try:
-        paths = [path for path in folder.iterdir() if _is_image(path)]
-    except NotADirectoryError:
-        raise InputError(f"{folder} is no folder: images:// takes one; a single file is named by its path") from None
-    except OSError as error:
-        raise InputError(f"{folder} can't be read: {error.strerror}") from error
-    if not paths:
-        raise InputError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
-    return sorted(paths, key=lambda path: (_natural(path.name), path.name))
-
-
-def _is_image(path: Path) -> bool:
-    # macOS leaves a hidden ._name beside each file that it copies to a foreign disk.
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-
-
-def _natural(name: str) -> list[tuple[str, int]]:
-    return [(text.lower(), int(digits or 0)) for text, digits in re.findall(r"([^0-9]*)([0-9]*)", name)]
-
-
-def _read_image(path: Path) -> Image | None:
-    try:
-        data = np.frombuffer(path.read_bytes(), np.uint8)
-        return cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    except (OSError, cv2.error):  # gone or locked; or larger than OpenCV's limit
         return None

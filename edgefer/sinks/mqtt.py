@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from edgefer.broker import Connection, check_broker, client_id, connect
+from edgefer.broker import Connection, client_id, connect
 from edgefer.broker_errors import where
 from edgefer.errors import BrokerError
 from edgefer.messages import FaceEvent, Frame, Message, Presence
@@ -22,8 +22,6 @@ from edgefer.outbox import Outbox
 from edgefer.payload import to_json
 from edgefer.settings import Settings
 from edgefer.sinks import Sink, SinkState
-
-__all__ = ["MqttSink", "check_broker", "open_sink"]
 
 log = logging.getLogger(__name__)
 

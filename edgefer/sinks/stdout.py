@@ -51,7 +51,8 @@ class StdoutSink:
             problem = self._problem
             if self._writing is not None and time.monotonic() - self._writing_since_s > STUCK_AFTER_S:
                 problem = "whatever reads standard output has stopped reading; let it go on, or events will be dropped"
-            return SinkState(problem, EventCounts(published=self._published, waiting=waiting, dropped=self._dropped))
+            counts = EventCounts(published=self._published, waiting=waiting, dropped=self._dropped)
+            return SinkState(problem, counts, part="stdout")
 
     def publish(self, frame: Frame | None, messages: Sequence[Message]) -> None:  # the pixels stay here
         """Take messages; when too many wait, the oldest make room."""

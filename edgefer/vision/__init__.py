@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from edgefer.errors import ModelError
 from edgefer.messages import ModelNames
 from edgefer.settings import Settings
 from edgefer.vision.card import ModelCard
@@ -37,13 +40,20 @@ def _name(card: ModelCard) -> str:
 
 def load_vision(settings: Settings, default_detector: str) -> Vision:
     """Load the models that the settings name; ModelError says what is wrong with one."""
-    wanted, threads = settings.detector, settings.threads
-    detector = Detector(
-        Model(find_model(wanted.model or default_detector), "detector", threads), wanted.min_score, wanted.min_face_px
-    )
-    identity, emotion = settings.identity, settings.emotion
-    return Vision(
-        detector,
-        Embedder(Model(find_model(identity.model), "embedding", threads)) if identity.enabled else None,
-        EmotionReader(Model(find_model(emotion.model), "emotion", threads)) if emotion.enabled else None,
-    )
+    wanted, identity, emotion, threads = settings.detector, settings.identity, settings.emotion, settings.threads
+    with _named("EDGEFER_DETECTOR__MODEL"):
+        model = Model(find_model(wanted.model or default_detector), "detector", threads)
+        detector = Detector(model, wanted.min_score, wanted.min_face_px)
+    with _named("EDGEFER_IDENTITY__MODEL"):
+        embedder = Embedder(Model(find_model(identity.model), "embedding", threads)) if identity.enabled else None
+    with _named("EDGEFER_EMOTION__MODEL"):
+        reader = EmotionReader(Model(find_model(emotion.model), "emotion", threads)) if emotion.enabled else None
+    return Vision(detector, embedder, reader)
+
+
+@contextmanager
+def _named(variable: str) -> Iterator[None]:
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{variable}: {error}") from error

@@ -82,6 +82,11 @@ class ModelCard:
 
 _adapter = TypeAdapter(ModelCard)
 _needs: dict[Task, tuple[str, ...]] = {"detector": (), "embedding": ("crop",), "emotion": ("crop", "labels")}
+_thresholds: dict[Task, set[str]] = {
+    "detector": {"min_score"},
+    "embedding": {"match", "margin"},
+    "emotion": {"min_confidence"},
+}
 _decoders: dict[Task, tuple[Decoder, ...]] = {
     "detector": ("edgefer-centre",),
     "embedding": ("unit-vector",),
@@ -94,7 +99,9 @@ def read_card(path: Path) -> ModelCard:
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise ModelError(f"{path}: can't read the model's card: {error.strerror}") from error
+        raise ModelError(
+            f"{path}: can't read the model's card: {error.strerror}; it lies beside the .tflite (docs/models.md)"
+        ) from error
     try:
         card = _adapter.validate_json(text)
     except ValidationError as error:
@@ -103,6 +110,9 @@ def read_card(path: Path) -> ModelCard:
     for name in _needs[card.task]:
         if not getattr(card, name):
             raise ModelError(f"{path}: the card of a model for {card.task} needs {name!r}")
+    if unknown := sorted(set(card.thresholds) - _thresholds[card.task]):
+        known = ", ".join(sorted(_thresholds[card.task]))
+        raise ModelError(f"{path}: thresholds.{unknown[0]}: a model for {card.task} has {known}")
     if card.decoder not in _decoders[card.task]:
         known = ", ".join(_decoders[card.task])
         raise ModelError(f"{path}: decoder {card.decoder!r} doesn't fit task {card.task!r}; it takes {known}")

@@ -1,0 +1,51 @@
+"""Pictures from files, however odd their names and contents."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from edgefer.errors import InputError
+from edgefer.messages import Image
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """The pictures of a folder in the order that people count: 2 before 10. InputError where there is none."""
+    try:
+        paths = [path for path in folder.iterdir() if _is_picture(path)]
+    except NotADirectoryError:
+        raise InputError(f"{folder} is no folder: images:// takes one; a single file is named by its path") from None
+    except OSError as error:
+        raise InputError(f"{folder} can't be read: {error.strerror}") from error
+    if not paths:
+        raise InputError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
+    return sorted(paths, key=lambda path: (_natural(path.name), path.name))
+
+
+def read_picture(path: Path) -> Image:
+    """A picture, BGR, turned upright as its EXIF data says; InputError when it can't be read."""
+    try:
+        # Not imread: it ends the process over a name that isn't UTF-8.
+        data = np.frombuffer(path.read_bytes(), np.uint8)
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    except OSError as error:
+        raise InputError(f"{path}: can't be read: {error.strerror}") from error
+    except cv2.error as error:
+        raise InputError(f"{path}: larger than what can be read; make it smaller") from error
+    if image is None:
+        raise InputError(f"{path}: not a picture that can be read ({data.size} bytes); is it whole?")
+    return image
+
+
+def _is_picture(path: Path) -> bool:
+    # macOS leaves a hidden ._name beside each file that it copies to a foreign disk.
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    return [(text.lower(), int(digits or 0)) for text, digits in re.findall(r"([^0-9]*)([0-9]*)", name)]
