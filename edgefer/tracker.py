@@ -110,17 +110,17 @@ class Tracker:
 
 
 def match(expected: Sequence[tuple[Box, float]], found: Sequence[Box]) -> dict[int, int]:
-    """Which expected box (index) is which found one (index): the best pairs first, each box in one pair at most.
+    """Which expected box (index) is which found one (index), each box in one pair at most.
 
     First by overlap; then what is left, by the distance of the middles, within the reach (in sizes of the face) that
-    is given with each expected box.
+    is given with each expected box. The best pairs come first, but those of a smaller reach before all: whoever was
+    seen just now isn't mistaken for somebody who has been hidden behind her for a while.
     """
     pairs: dict[int, int] = {}
+    both = [*product(range(len(expected)), range(len(found)))]
     for similarity in (_overlap, _nearness):
-        rated = (
-            (similarity(*expected[i], found[j]), i, j) for i, j in product(range(len(expected)), range(len(found)))
-        )
-        for likeness, i, j in sorted(rated, reverse=True):
+        rated = [(-expected[i][1], similarity(*expected[i], found[j]), i, j) for i, j in both]
+        for _, likeness, i, j in sorted(rated, reverse=True):
             if likeness > 0 and i not in pairs and j not in pairs.values():
                 pairs[i] = j
     return pairs

@@ -167,6 +167,13 @@ def test_the_better_pair_wins():
     assert match([], new) == match(old, []) == {}
 
 
+def test_whoever_was_seen_just_now_comes_before_whoever_was_hidden():
+    hidden, seen = (Box(0, 0, 100, 100), 1.4), (Box(10, 0, 100, 100), 0.7)
+    assert match([hidden, seen], [Box(0, 0, 100, 100)]) == {1: 0}
+    # Overlap comes before nearness all the same.
+    assert match([hidden, (Box(65, 0, 100, 100), 0.7)], [Box(-5, 0, 100, 100)]) == {0: 0}
+
+
 def test_a_face_is_looked_for_within_its_reach():
     def found(distance: float, reach: float) -> bool:
         return match([(Box(0, 0, 100, 100), reach)], [Box(distance, 0, 100, 100)]) == {0: 0}
