@@ -261,10 +261,11 @@ class TestSample:
             name = whose(story)
             pairs = [(event, seen) for n, event in story.items() for seen in truth(n) if seen.name == name]
             assert len(pairs) >= 5
+            # Measured: at least 0.63, on average 0.80 to 0.85.
             overlaps = [iou(event, seen) for event, seen in pairs]
             assert min(overlaps) > 0.5
             assert sum(overlaps) / len(overlaps) > 0.7
-            # In sides of the face: of each event, the mean over the five points.
+            # In sides of the face, the mean over the five points and the events. Measured: 0.05 to 0.09.
             errors = [sum(map(math.dist, event["landmarks"], seen.points)) / 5 / seen.box.side for event, seen in pairs]
             assert sum(errors) / len(errors) < 0.15
 
@@ -341,8 +342,8 @@ def test_a_broker_may_come_late_and_go_in_between(run, run_mosquitto, subscribe)
 
     wait_until(lambda: "can't be reached" in daemon.told, "the log to tell of the broker")
     assert "EDGEFER_MQTT__HOST" in daemon.told
-    # Ten events of one face are 2.7 s and more: the first is late then.
-    wait_until(lambda: happened(10), "ten events")
+    # Of so many events of one face, ten and more came for the interval's sake: the first is over two seconds old.
+    wait_until(lambda: happened(15), "fifteen events")
     broker.start()
     subscriber.wait_for_payload("/face", lambda event: not event["replayed"])
     broker.stop()

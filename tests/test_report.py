@@ -36,7 +36,7 @@ def frame(stream_s: float) -> Frame:
 
 def face(name: str, now_s: float, **changes) -> Face:
     detection = Detection(Box(100, 100, 40, 50), 0.9, POINTS)
-    track = Track(name, detection, 0.0, START, now_s, START + timedelta(seconds=now_s))
+    track = Track(name, detection, 0.25, START + timedelta(seconds=0.25), now_s, START + timedelta(seconds=now_s))
     return replace(Face(track, Quality(45, 0.8, 0.9), Identity("undecided"), Emotion("undecided")), **changes)
 
 
@@ -63,11 +63,11 @@ def test_nothing_is_told_of_nobody(reporter):
 def test_a_face_appears_stays_and_leaves(reporter):
     messages = reporter(frame(1), [face("a", 1)])
     assert told(messages) == [("appeared", "a")]
-    assert presence(messages).count == 1
+    assert [(f.track_id, f.since) for f in presence(messages).faces] == [("a", START + timedelta(seconds=0.25))]
     assert reporter(frame(2), [face("a", 2)]) == []
     messages = reporter(frame(3), [])
     (left, after) = messages
-    assert (left.event, left.track_age_s, left.last_seen) == ("left", 2.0, START + timedelta(seconds=2))
+    assert (left.event, left.track_age_s, left.last_seen) == ("left", 1.75, START + timedelta(seconds=2))
     assert left.time == START + timedelta(seconds=3)
     assert (after.count, after.faces) == (0, ())
 
@@ -118,6 +118,14 @@ def test_the_end_is_told_even_of_an_empty_room(reporter):
     assert not reporter.has_faces
 
 
+def test_latency_is_from_capture_to_the_event_in_milliseconds(reporter, monkeypatch):
+    monkeypatch.setattr("edgefer.report.time.monotonic", lambda: 1.25)
+    (event, _) = reporter(frame(1), [face("a", 1)])
+    assert event.latency_ms == 250
+    (left, _) = reporter(frame(1.5), [])  # a clock that went back isn't told of
+    assert left.latency_ms == 0
+
+
 def test_events_describe_the_face_inside_its_frame(reporter):
     outside = Detection(Box(-10.4, 470.2, 60.0, 60.0), 0.9, None)
     shown = face("a", 1)
@@ -148,6 +156,12 @@ def test_every_story_has_one_beginning_and_one_end_and_no_gap(rooms):
             present = present - {message.track_id} if message.event == "left" else present | {message.track_id}
         else:
             assert {f.track_id for f in message.faces} == present
+
+
+def test_a_box_beyond_the_frame_is_a_pixel_at_its_edge():
+    assert pixel_box(Box(700, 500, 30, 30), 640, 480) == PixelBox(639, 479, 1, 1)
+    assert pixel_box(Box(-50, -50, 30, 30), 640, 480) == PixelBox(0, 0, 1, 1)
+    assert pixel_box(Box(10.4, 20.6, 30.2, 0.2), 640, 480) == PixelBox(10, 21, 31, 1)
 
 
 @given(st.floats(-50, 700), st.floats(-50, 500), st.floats(0.1, 300), st.floats(0.1, 300))

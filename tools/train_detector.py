@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
+import backend  # noqa: F401  # before Keras
 import keras
 import numpy as np
 from data import DATA

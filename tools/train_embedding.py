@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import secrets
 import shlex
 import sys
@@ -24,8 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("KERAS_BACKEND", "torch")
-
+import backend  # noqa: F401  # before Keras
 import cv2
 import keras
 import numpy as np
@@ -67,6 +65,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.012, help="the highest learning rate (%(default)s)")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31), help="a random one unless given")
     parser.add_argument("--limit", type=int, help="faces of each pack, to try the script")
+    parser.add_argument("--start", type=Path, help="a model of an earlier run, to go on from with a new schedule")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
     arguments = parser.parse_args()
     folder: Path = arguments.out
@@ -102,6 +101,8 @@ def main() -> None:
         done = json.loads(history.read_text())
     else:
         model = network()
+        if arguments.start:
+            model.set_weights(keras.models.load_model(arguments.start, compile=False).get_weights())
         compile_for(model, arguments.rate, len(batches) * arguments.epochs)
         start = float(ops.mean(alike(validation[1], model.predict(validation[0], verbose=0))))
         print(

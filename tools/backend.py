@@ -1,0 +1,7 @@
+"""Chooses Keras's backend, before Keras is imported: PyTorch where it is installed, as it trains fastest on a CPU."""
+
+import os
+from importlib.util import find_spec
+
+os.environ.setdefault("KERAS_BACKEND", "torch" if find_spec("torch") else "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
