@@ -47,7 +47,7 @@ clean: ## remove the environments and what was built
 .venv-tflite/done: pyproject.toml
 	@tools/need.sh venv
 	test -x .venv-tflite/bin/python || $(PYTHON) -m venv .venv-tflite
-	.venv-tflite/bin/$(PIP_INSTALL) -e '.[tflite,dev,seal]'
+	.venv-tflite/bin/$(PIP_INSTALL) -e '.[tflite,dev,demo,seal]'
 	@# LiteRT comes first where both are: it has to go for the older runtime to be tested.
 	.venv-tflite/bin/pip uninstall --quiet --yes ai-edge-litert
 	touch $@

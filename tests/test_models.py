@@ -15,7 +15,7 @@ import pytest
 
 from edgefer.errors import ModelError
 from edgefer.vision.card import Crop, ModelCard, ModelInput, Task, card_schema, read_card
-from edgefer.vision.model import Model, find_model, models_folder
+from edgefer.vision.model import RUNTIME, Model, find_model, models_folder
 
 TINY = Path(__file__).parent / "data"
 """8x8 gray in, range 0..1, three softmax outputs; make_models.py made them."""
@@ -127,6 +127,10 @@ def test_a_truncated_model(tmp_path):
     assert "damaged or was replaced" in refusal(path)
 
 
+@pytest.mark.skipif(
+    RUNTIME.startswith("tflite-runtime"),
+    reason="tflite-runtime 2.14 doesn't verify what it loads: there, only the digest in the card protects",
+)
 def test_a_truncated_model_whose_card_has_no_digest(tmp_path):
     path = place(tmp_path, sha256="")
     path.write_bytes(path.read_bytes()[:1500])
