@@ -92,7 +92,7 @@ class Connection:
         if settings.username is not None:
             self._client.username_pw_set(settings.username, _password(settings))
         if settings.tls:
-            self._client.tls_set_context(_tls_context(settings))
+            self._client.tls_set_context(tls_context(settings))
 
     def close(self) -> None:
         """Hang up; without a good-bye before, the broker publishes the last will."""
@@ -264,7 +264,8 @@ def _password(settings: MqttSettings) -> str | None:
         raise BrokerError(f"EDGEFER_MQTT__PASSWORD_FILE={settings.password_file} can't be read: {reason}") from error
 
 
-def _tls_context(settings: MqttSettings) -> ssl.SSLContext:
+def tls_context(settings: MqttSettings) -> ssl.SSLContext:
+    """How to encrypt, and whom to trust; BrokerError when a file is of no use, by its setting's name."""
     try:
         context = ssl.create_default_context(cafile=settings.ca_file)
     except OSError as error:

@@ -23,7 +23,7 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
 from edgefer import service
-from edgefer.broker import check_broker
+from edgefer.broker import check_broker, tls_context
 from edgefer.cameras import parse_uri
 from edgefer.cameras.sample import GRACE, picture_path
 from edgefer.enroll import enroll_images
@@ -43,13 +43,16 @@ def run_demo(settings: Settings, clip: str | None, *, as_json: bool) -> int:
         logging.getLogger("edgefer").setLevel(logging.WARNING)  # the events are the show
     with contextlib.ExitStack() as parts:
         stop = parts.enter_context(service.stopped_by_signals())
-        changes: dict[str, Any] = {"camera": "sample://" if clip is None else playable(clip), "sinks": "mqtt"}
+        changes: dict[str, Any] = {
+            "camera": "sample://" if clip is None else playable(clip),
+            "sinks": "mqtt",
+            # On a configured broker, the real daemon's topics are left alone.
+            "device": f"{settings.device[:59]}-demo",
+        }
         if "host" not in settings.mqtt.model_fields_set:
             port = parts.enter_context(embedded_broker())
             changes["mqtt"] = MqttSettings(host="127.0.0.1", port=port, prefix=settings.mqtt.prefix)
         if clip is None:
-            # A name of its own too: on a configured broker, the real daemon's topics are left alone.
-            changes["device"] = f"{settings.device[:59]}-demo"
             # A state folder of its own: the demo's people aren't the user's.
             changes["state_dir"] = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="edgefer-demo-")))
         settings = settings.model_copy(update=changes)
@@ -167,8 +170,7 @@ class Viewer:
         if mqtt.username is not None:
             self._client.username_pw_set(mqtt.username, mqtt.read_password())
         if mqtt.tls:
-            ca, certificate, key = (str(f) if f else None for f in (mqtt.ca_file, mqtt.cert_file, mqtt.key_file))
-            self._client.tls_set(ca, certificate, key)
+            self._client.tls_set_context(tls_context(mqtt))
         self._client.connect(mqtt.host, mqtt.actual_port)
         self._client.loop_start()
         if not self._subscribed.wait(PATIENCE_S):

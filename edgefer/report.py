@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Literal
 
@@ -33,10 +33,11 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A face that was told of: how it was when last seen, in which frame, and when it was last told."""
+    """A face that was told of: how it was when last seen, where, and when it was last told."""
 
     face: Face
-    frame: Frame
+    camera: str
+    size: FrameSize
     told: Face
     told_s: float
 
@@ -101,25 +102,25 @@ class Reporter:
         known = self._known.get(track_id)
         if known and face.track.last_seen_s < frame.stream_s:
             return None  # not found in this frame: nothing new to tell
+        size = FrameSize(frame.width, frame.height)
         if known and _outcome(known.told) == _outcome(face) and frame.stream_s - known.told_s < self._interval_s:
-            self._known[track_id] = _Known(face, frame, known.told, known.told_s)
+            self._known[track_id] = replace(known, face=face, camera=frame.camera, size=size)
             return None
-        self._known[track_id] = _Known(face, frame, face, frame.stream_s)
-        return self._event("updated" if known else "appeared", face, frame, frame.time, frame.captured_at)
+        self._known[track_id] = now = _Known(face, frame.camera, size, face, frame.stream_s)
+        return self._event("updated" if known else "appeared", now, frame.time, frame.captured_at)
 
     def _left(self, track_id: str, now: datetime, now_s: float) -> FaceEvent:
-        known = self._known.pop(track_id)
-        return self._event("left", known.face, known.frame, now, now_s)
+        return self._event("left", self._known.pop(track_id), now, now_s)
 
     def _event(
-        self, event: Literal["appeared", "updated", "left"], face: Face, frame: Frame, now: datetime, now_s: float
+        self, event: Literal["appeared", "updated", "left"], known: _Known, now: datetime, now_s: float
     ) -> FaceEvent:
-        track = face.track
+        face, track, size = known.face, known.face.track, known.size
         self._seq += 1
         return FaceEvent(
             event=event,
             device=self._origin.device,
-            camera=frame.camera,
+            camera=known.camera,
             boot_id=self._origin.boot_id,
             seq=self._seq,
             time=now,
@@ -127,8 +128,8 @@ class Reporter:
             track_id=track.track_id,
             track_age_s=track.last_seen_s - track.first_seen_s,
             last_seen=track.last_seen if event == "left" else None,
-            frame=FrameSize(frame.width, frame.height),
-            bbox=pixel_box(track.detection.box, frame.width, frame.height),
+            frame=size,
+            bbox=pixel_box(track.detection.box, size.width, size.height),
             score=track.detection.score,
             landmarks=pixel_points(track.detection.landmarks),
             identity=face.identity,

@@ -195,14 +195,15 @@ def test_a_reader_that_goes_away_ends_it(home):
         assert (process.wait(RUN_S), err) == (0, "")
 
 
-def test_a_configured_broker_is_used(home, clip, mosquitto, subscribe):
+def test_a_configured_broker_is_used_beside_the_device_s_own_topics(home, clip, mosquitto, subscribe):
     subscriber = subscribe(mosquitto)
     done = home.run(str(clip), "--json", EDGEFER_DEVICE="hall-pi", **mosquitto.variables)
     assert done.returncode == 0, done.stderr
     subscriber.wait_for(lambda all_: all_[-1].payload == "offline")
     printed = [json.loads(line) for line in done.stdout.splitlines()]
     assert printed
-    assert printed == subscriber.payloads("hall-pi/face")
+    assert printed == subscriber.payloads("hall-pi-demo/face")
+    assert {message.topic.split("/")[1] for message in subscriber.messages} == {"hall-pi-demo"}
     assert f"localhost:{mosquitto.port}" in done.stderr
 
 
