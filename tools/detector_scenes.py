@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,21 +41,21 @@ class Scene:
 
 
 class Scenes:
-    """The pictures to train on: all of det_train, and the even half of faceboxes_dev several times an epoch."""
+    """The pictures to train on: all of det_train and other packs, and the even half of faceboxes_dev several times."""
 
-    def __init__(self, data: Path, people_repeats: int) -> None:
-        self._photos = open_pack(data / "det_train.npz")
+    def __init__(self, data: Path, people_repeats: int, more: Sequence[Path] = ()) -> None:
+        photos = [open_pack(path) for path in (data / "det_train.npz", *more)]
         self._people = open_pack(data / "faceboxes_dev.npz")
         even = range(0, len(self._people), 2)  # the odd half validates, for ever
-        photos = [(self._photos, i) for i in range(len(self._photos))]
-        self._all = photos + [(self._people, i) for i in even] * people_repeats
+        self._all = [(pack, i) for pack in photos for i in range(len(pack))]
+        self._all += [(self._people, i) for i in even] * people_repeats
 
     def __len__(self) -> int:
         return len(self._all)
 
     def __getitem__(self, i: int) -> Scene:
         pack, number = self._all[i]
-        return photo_scene(pack, number) if pack is self._photos else people_scene(pack, number)
+        return people_scene(pack, number) if pack is self._people else photo_scene(pack, number)
 
 
 def photo_scene(pack: Pack, i: int) -> Scene:

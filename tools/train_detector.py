@@ -30,6 +30,7 @@ from data import DATA
 from detector_scenes import Floats, Scenes, augmented, targets
 from evaluate_detector import average_precision, figures, find, held_out_people, validation_photos
 from keras import layers, ops
+from muon import Muon
 
 from edgefer.messages import Image
 from edgefer.vision.card import ModelCard, ModelInput
@@ -60,8 +61,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=2e-3, help="the highest learning rate (%(default)s)")
+    parser.add_argument("--rate", type=float, default=8e-3, help="the highest learning rate (%(default)s)")
     parser.add_argument("--people-repeats", type=int, default=4, help="times an epoch shows faceboxes_dev")
+    parser.add_argument("--more", type=Path, nargs="*", default=[], help="packs of large faces (label_faces.py)")
+    parser.add_argument("--start", type=Path, help="a model of an earlier run, to go on from with a new schedule")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31), help="a random one unless given")
     parser.add_argument("--limit", type=int, default=None, help="pictures an epoch, and to validate on")
     parser.add_argument("--validate-every", type=int, default=2, help="epochs between validations (%(default)s)")
@@ -74,6 +77,7 @@ def main() -> None:
     settings = vars(arguments) | {"command": shlex.join(["python", *sys.argv])}
     if arguments.resume:
         settings = json.loads((folder / "settings.json").read_text())
+    settings["more"] = [str(path) for path in settings["more"]]
     (folder / "settings.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
     train(folder, settings, resume=arguments.resume)
 
@@ -84,18 +88,28 @@ def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
     seed, limit, epochs, batch = (settings[key] for key in ("seed", "limit", "epochs", "batch"))
     keras.utils.set_random_seed(seed)
     data = Path(settings["data"])
-    scenes = Scenes(data, settings["people_repeats"])
+    scenes = Scenes(data, settings["people_repeats"], [Path(path) for path in settings["more"]])
     people, photos = held_out_people(data)[:limit], validation_photos(data)[:limit]
     pictures = min(len(scenes), limit or len(scenes))
     steps = pictures // batch
     model = network()
+    if settings["start"] and not resume:
+        model.set_weights(keras.models.load_model(settings["start"], compile=False).get_weights())
     trained = keras.Model(model.input, layers.Concatenate(-1)(model.outputs))
     warmup = min(400, epochs * steps // 4)
     rate = keras.optimizers.schedules.CosineDecay(
         1e-5, epochs * steps - warmup, alpha=0.01, warmup_target=settings["rate"], warmup_steps=warmup
     )
     # The average of the weights over the last five hundred steps or so is what is validated and written.
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=0.02, global_clipnorm=10.0, use_ema=True, ema_momentum=0.998)
+    optimizer = Muon(
+        rate,
+        weight_decay=0.02,
+        adam_weight_decay=0.02,
+        adam_lr_ratio=0.25,
+        global_clipnorm=10.0,
+        use_ema=True,
+        ema_momentum=0.998,
+    )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     trained.compile(optimizer, loss)
     optimizer.build(trained.trainable_variables)
@@ -305,7 +319,9 @@ def card(name: str, settings: dict[str, Any]) -> ModelCard:
         thresholds={"min_score": 0.5},
         training={
             "command": settings["command"],
-            "data": "det_train and the even half of faceboxes_dev; random start",
+            "data": "det_train and the even half of faceboxes_dev"
+            + ("; large faces of UTKFace and All-Age-Faces, labelled by SCRFD-2.5g" if settings["more"] else "")
+            + "; random start",
             "seed": settings["seed"],
         },
         licence="LicenseRef-edgefer-models-research-only",

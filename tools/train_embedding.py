@@ -29,6 +29,7 @@ import keras
 import numpy as np
 from data import DATA, Pack, open_pack
 from keras import layers, ops
+from muon import Muon
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -257,25 +258,6 @@ def alike(taught: Any, given: Any) -> Any:
 def away(taught: Any, given: Any) -> Any:
     """What is learnt: the angle to the teacher's answer closes."""
     return 1.0 - alike(taught, given)
-
-
-@keras.saving.register_keras_serializable("edgefer")
-class Muon(keras.optimizers.Muon):  # type: ignore[misc]  # Keras has no types
-    """Muon for convolutions too, Adam for what is left; Keras's own turns to Adam for all but matrices.
-
-    A step is the momentum's nearest orthogonal matrix (Jordan and others, 2024), here of a kernel laid out as inputs x
-    outputs: with so few steps to spend, it learns about half as much again in each as AdamW does.
-    """
-
-    def _should_use_adamw(self, variable: Any) -> bool:
-        # The first convolution has only 27 inputs, and a depthwise one has a single output for each.
-        return len(variable.shape) != 4 or variable.shape[2] <= 3 or variable.shape[3] == 1
-
-    def _muon_update_step(self, gradient: Any, variable: Any, rate: Any, momentum: Any) -> None:
-        self.assign_add(momentum, gradient + momentum * (self.momentum - 1))
-        ahead = ops.reshape(gradient + self.momentum * momentum, (-1, variable.shape[-1]))
-        step = self.lr_adjust(rate * self.zeropower_via_newtonschulz5(ahead, self.ns_steps))
-        self.assign_sub(variable, ops.reshape(step, variable.shape))
 
 
 def compile_for(model: keras.Model, rate: float, steps: int) -> None:

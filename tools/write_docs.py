@@ -1,15 +1,17 @@
-"""Write the generated pages of docs/: the settings, and the JSON Schema of every payload and of a model's card."""
+"""Write what is generated in docs/: the settings, the models' figures, the JSON Schema of payloads and cards."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
 from edgefer.payload import SCHEMAS, json_schema
 from edgefer.settings import Variable, variables
-from edgefer.vision.card import card_schema
+from edgefer.vision.card import Metric, card_schema
+from edgefer.vision.model import find_card
 
 SETTINGS_HEAD = """# Settings
 
@@ -24,6 +26,11 @@ folder; an empty one counts as not set. They are checked at start: every problem
 TABLE_HEAD = "| Variable | Values | Default | Meaning |\n| --- | --- | --- | --- |\n"
 
 
+MODELS_PAGE = Path(__file__).parent.parent / "docs" / "models.md"
+FIGURES_BEGIN, FIGURES_END = "<!-- The figures: generated from the cards by `make docs`. -->\n", "<!-- End. -->\n"
+SHIPPED = ("far", "near", "identity-112", "emotion-48")
+
+
 def main() -> None:
     """Write every generated page into the folder that is named."""
     folder = Path(sys.argv[1])
@@ -35,7 +42,7 @@ def main() -> None:
 def pages() -> dict[str, str]:
     """Every generated page: its file name and its text."""
     schemas = {name: json_schema(kind) for name, kind in SCHEMAS.items()} | {"model-card": card_schema()}
-    return {"settings.md": settings_page()} | {
+    return {"settings.md": settings_page(), "models.md": models_page()} | {
         f"{name}.schema.json": json.dumps(schema, indent=2) + "\n" for name, schema in schemas.items()
     }
 
@@ -47,6 +54,26 @@ def settings_page() -> str:
         parts.append(f"\n## {group.rstrip('.') or 'General'}\n\n{TABLE_HEAD}")
         parts += [_row(variable) for variable in members]
     return "".join(parts)
+
+
+def models_page() -> str:
+    """docs/models.md, with the figures that stand in the cards now."""
+    before, _, rest = MODELS_PAGE.read_text().partition(FIGURES_BEGIN)
+    after = rest.partition(FIGURES_END)[2]
+    head = "| Model | Data | Figure | int8 | float |\n| --- | --- | --- | --- | --- |\n"
+    rows = [row for name in SHIPPED for row in _figures(name, find_card(name).metrics)]
+    return "".join([before, FIGURES_BEGIN, head, *rows, FIGURES_END, after])
+
+
+def _figures(name: str, metrics: Sequence[Metric]) -> Iterator[str]:
+    floats = {(m.dataset, m.split, m.metric): f"{m.value:.4f}" for m in metrics if m.precision == "float32"}
+    for metric in metrics:
+        if metric.precision == "int8":
+            unquantised = floats.get((metric.dataset, metric.split, metric.metric), "")
+            yield (
+                f"| `{name}` | {metric.dataset}, {metric.split} | {metric.metric} | {metric.value:.4f} | "
+                f"{unquantised} |\n"
+            )
 
 
 def _row(variable: Variable) -> str:

@@ -1,0 +1,97 @@
+"""Make a pack of pictures with one large face each, for train_detector.py to learn landmarks from.
+
+    python tools/label_faces.py pictures/ -o runs/detector/large.npz --limit 1500
+
+Boxes and points are SCRFD-2.5g's (`pip install ncnn`); pictures on which YuNet disagrees are left out. The pack has
+the fields of det_train.npz that the trainer reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import cv2
+import numpy as np
+from data import DATA
+from detector_scenes import Floats, sizes_of
+from peer_detectors import Detect, Scrfd, YuNet
+from tqdm import tqdm
+
+from edgefer.messages import Detection, Image
+
+SIDE = 320
+"""Pictures are labelled at this long side, in pixels: a face that fills a larger one is missed."""
+KEPT_SIDE = 400
+"""Long side of what is kept, in pixels: the largest of det_train's is about that."""
+MIN_SCORE = 0.6
+MAX_APART = 0.05
+"""The most that the two may place a face's points apart, on average, in sizes of the face."""
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+
+
+def main() -> None:
+    """Write one pack, and say how many pictures the two agreed on."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("folder", type=Path, help="pictures, in any depth of folders")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the .npz to write")
+    parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
+    parser.add_argument("--limit", type=int, help="pictures to take at random; all unless given")
+    arguments = parser.parse_args()
+    paths = sorted(path for path in arguments.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise SystemExit(f"{arguments.folder} holds no picture ({', '.join(sorted(SUFFIXES))})")
+    chosen = np.random.default_rng(0).permutation(len(paths))[: arguments.limit]
+    peers = arguments.data / "peers"
+    scrfd = Scrfd(peers / "scrfd_2.5g_kps", SIDE, MIN_SCORE)
+    yunet = YuNet(peers / "yunet_n_640_640.onnx", SIDE, MIN_SCORE)
+    jpegs, boxes, points = [], [], []
+    for i in tqdm(chosen, unit="picture", mininterval=10):
+        image = read(paths[i])
+        face = None if image is None else agreed_face(image, scrfd, yunet)
+        if image is not None and face is not None:
+            jpegs.append(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].ravel())
+            boxes.append(corners(face))
+            points.append(np.array(face.landmarks, np.float32))
+    if not jpegs:
+        raise SystemExit(f"{arguments.folder}: on none of {len(chosen)} pictures the two agreed on a single face")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        arguments.output,
+        blob=np.concatenate(jpegs),
+        off=np.cumsum([0, *map(len, jpegs)]),
+        img=np.arange(len(jpegs)),
+        box=np.stack(boxes),
+        kps=np.stack(points),
+        ignore=np.zeros(len(jpegs), np.uint8),
+    )
+    print(f"{arguments.output}: {len(jpegs)} of {len(chosen)} pictures")
+
+
+def read(path: Path) -> Image | None:
+    """A picture (BGR) of at most KEPT_SIDE, None when it can't be read."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        return None
+    scale = min(1.0, KEPT_SIDE / max(image.shape[:2]))
+    smaller = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return np.asarray(smaller, np.uint8)
+
+
+def agreed_face(image: Image, first: Detect, second: Detect) -> Detection | None:
+    """The only face of a picture, as the first detector places it; None where there are several or the two differ."""
+    mine, theirs = first(image), second(image)
+    if len(mine) != 1 or len(theirs) != 1:
+        return None
+    apart = np.linalg.norm(np.array(mine[0].landmarks) - np.array(theirs[0].landmarks), axis=1).mean()
+    return mine[0] if apart <= MAX_APART * float(sizes_of(corners(mine[0])[None])[0]) else None
+
+
+def corners(face: Detection) -> Floats:
+    """Left, top, right, bottom."""
+    box = face.box
+    return np.array([box.x, box.y, box.x + box.width, box.y + box.height], np.float32)
+
+
+if __name__ == "__main__":
+    main()

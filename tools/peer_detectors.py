@@ -1,0 +1,95 @@
+"""Public face detectors to compare ours with, and to label pictures by: SCRFD through ncnn, YuNet through OpenCV.
+
+They take the same `pictures -> [Detection]` as edgefer's own; neither is part of edgefer. `pip install ncnn` for SCRFD.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import cv2
+import numpy as np
+
+from edgefer.messages import Box, Detection, Image, Landmarks
+from edgefer.vision.detector import suppress
+from edgefer.vision.preprocess import letterbox
+
+MAX_IOU = 0.45
+"""Two boxes that share more are one face, as in edgefer's own detector."""
+
+Detect = Callable[[Image], list[Detection]]
+
+
+def peers(folder: Path, side: int, min_score: float) -> dict[str, Detect]:
+    """Every detector in the folder of peers, by name, each given pictures with this long side."""
+    return {
+        "SCRFD-2.5g": Scrfd(folder / "scrfd_2.5g_kps", side, min_score),
+        "SCRFD-500m": Scrfd(folder / "scrfd_500m_kps", side, min_score),
+        "YuNet": YuNet(folder / "yunet_n_640_640.onnx", side, min_score),
+    }
+
+
+class Scrfd:
+    """SCRFD (Guo et al. 2021): two anchors a cell on three grids; sides and points in strides from its corner."""
+
+    def __init__(self, model: Path, side: int, min_score: float) -> None:
+        import ncnn  # noqa: PLC0415  # of use here only
+
+        self._ncnn, self._side, self._min_score = ncnn, side, min_score
+        self._net = ncnn.Net()
+        self._net.opt.num_threads = 1
+        self._net.load_param(str(model.with_name(model.name + ".param")))
+        self._net.load_model(str(model.with_name(model.name + ".bin")))
+
+    def __call__(self, image: Image) -> list[Detection]:
+        """The faces of a picture (BGR), best first, in pixels of the picture."""
+        square, scale = letterbox(image, self._side, self._side)
+        rgb = cv2.cvtColor(square, cv2.COLOR_BGR2RGB).astype(np.float32).transpose(2, 0, 1)
+        pixels = np.ascontiguousarray((rgb - 127.5) / 128)  # ncnn reads it where it lies
+        extractor = self._net.create_extractor()
+        extractor.input("input.1", self._ncnn.Mat(pixels))
+        found = [self._grid(extractor, stride) for stride in (8, 16, 32)]
+        scores, boxes, points = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        kept = suppress(scores, boxes, MAX_IOU)
+        return [detection(boxes[i] / scale, points[i] / scale, float(scores[i])) for i in kept]
+
+    def _grid(self, extractor: Any, stride: int) -> tuple[Any, Any, Any]:
+        # Anchors x cells; then, for each anchor, 4 sides or 10 coordinates x cells.
+        score, sides, points = (np.array(extractor.extract(f"{name}_{stride}")[1]) for name in ("score", "bbox", "kps"))
+        y, x = np.mgrid[0 : score.shape[1], 0 : score.shape[2]] * stride
+        corners = np.broadcast_to(np.stack([x, y], -1)[None], (2, *x.shape, 2)).reshape(-1, 1, 2)
+        score = score.reshape(-1)
+        chosen = score >= self._min_score
+        sides = sides.reshape(2, 4, -1).transpose(0, 2, 1).reshape(-1, 2, 2)[chosen] * stride
+        points = points.reshape(2, 10, -1).transpose(0, 2, 1).reshape(-1, 5, 2)[chosen] * stride
+        corners = corners[chosen]
+        boxes = (corners + sides * [[-1], [1]]).reshape(-1, 4)
+        return score[chosen], boxes.astype(np.float32), (corners + points).astype(np.float32)
+
+
+class YuNet:
+    """YuNet (Wu et al. 2023), OpenCV's FaceDetectorYN."""
+
+    def __init__(self, model: Path, side: int, min_score: float) -> None:
+        self._side = side
+        self._detector = cv2.FaceDetectorYN.create(str(model), "", (side, side), min_score, MAX_IOU)
+
+    def __call__(self, image: Image) -> list[Detection]:
+        """The faces of a picture (BGR), best first, in pixels of the picture."""
+        square, scale = letterbox(image, self._side, self._side)
+        _, rows = self._detector.detect(square)
+        if rows is None:
+            return []  # type: ignore[unreachable]  # OpenCV's types say so, and are wrong
+        # A row is x, y, width, height, the five points, the score.
+        boxes = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], 1) / scale
+        points = rows[:, 4:14].reshape(-1, 5, 2) / scale
+        return [detection(box, five, float(score)) for box, five, score in zip(boxes, points, rows[:, 14], strict=True)]
+
+
+def detection(box: Any, points: Any, score: float) -> Detection:
+    """A detection from left, top, right, bottom and five points (x, y)."""
+    left, top, right, bottom = (float(side) for side in box)
+    landmarks = cast("Landmarks", tuple((float(x), float(y)) for x, y in points))
+    return Detection(Box(left, top, right - left, bottom - top), score, landmarks)
