@@ -252,7 +252,6 @@ def test_the_shipped_model_knows_people_apart():
     assert 0 < card.thresholds["match"] < 1
 
 
-@pytest.mark.xfail(strict=True, reason="the first version reaches 92.8 % on LFW; models/MODELS.md tells what was tried")
 def test_the_shipped_model_reaches_its_floor():
     card = find_card("identity-112")
     figures = {(metric.metric, metric.precision): metric.value for metric in card.metrics}
