@@ -106,6 +106,14 @@ class HealthMonitor:
         seconds = 0.0 if self._first_s is None else self._last_s - self._first_s
         return Totals(self._frames, seconds, self._latency())
 
+    def summary(self, people: int) -> str:
+        """How the daemon does, in a line for people."""
+        parts = [
+            f"{people} {'person' if people == 1 else 'people'} in view, {self._fps(time.monotonic()):.1f} frames/s"
+        ]
+        parts += [f"{p.part} {p.code}: {p.message}" for p in self._problems.values()]
+        return "; ".join(parts)
+
     def due(self, camera: CameraState, sinks: Sequence[SinkState]) -> Health | None:
         """The health, when it is time to tell it or a problem came or went."""
         self._note_problems(camera, sinks)

@@ -15,12 +15,17 @@ import cv2
 from edgefer.cameras import Camera, EndOfStream, Picture, open_camera, parse_uri
 from edgefer.errors import CameraError, EdgeferError
 from edgefer.messages import Frame, Image
+from edgefer.pulse import Pulse
 from edgefer.settings import FrameSettings
 
 log = logging.getLogger(__name__)
 
 LOST_AFTER_S = 3.0
 """A camera that gives nothing for so long is lost: a driver can wait for ever after an unplug."""
+OPEN_S = 10.0
+"""One that is being opened has longer: a network camera takes 5 s, a Jetson's pipeline as long."""
+OPEN_LIMIT_S, READ_LIMIT_S, CLOSE_LIMIT_S = 20.0, 20.0, 5.0
+"""What takes longer than these hangs: every source has time limits of its own below them."""
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 10.0
 """A lost camera is opened again after so long, doubling each time; with jitter, as several may share a bus."""
 
@@ -34,6 +39,8 @@ class CameraState:
     problem: str | None
     dropped_frames: int
     reopened: int
+    alive: bool = True
+    """Whether the thread that captures goes on, or is in a recovery that ends; a camera that is lost is no matter."""
 
 
 class Latest:
@@ -53,6 +60,7 @@ class Latest:
         self._end: Exception | None = None
         self._problem: str | None = None
         self._opened_s = math.inf
+        self._pulse = Pulse()
         self._waiting_since_s: float | None = time.monotonic()
         self._number = 0
         self._dropped = 0
@@ -80,9 +88,12 @@ class Latest:
             since_s = self._waiting_since_s
             silent_s = 0.0 if since_s is None else time.monotonic() - since_s
             problem = self._problem
-            if silent_s > LOST_AFTER_S and self._end is None:
-                problem = problem or f"the camera has given no frame for {silent_s:.0f} s; is it still plugged in?"
-            return CameraState(problem, self._dropped, self._reopened)
+            if problem is None and self._end is None:
+                if self._opened_s == math.inf and silent_s > OPEN_S:
+                    problem = f"the camera is being opened for {silent_s:.0f} s; is it plugged in, and switched on?"
+                elif self._opened_s < math.inf and silent_s > LOST_AFTER_S:
+                    problem = f"the camera has given no frame for {silent_s:.0f} s; is it still plugged in?"
+            return CameraState(problem, self._dropped, self._reopened, alive=not self._pulse.missed)
 
     def close(self, timeout_s: float) -> None:
         """Stop capturing; a camera that is stuck in a read is left behind after `timeout_s`."""
@@ -108,6 +119,7 @@ class Latest:
                 if time.monotonic() - self._opened_s > LAST_RETRY_S:
                     retry_s = FIRST_RETRY_S
                 self._lost(error, retry_s)
+                self._pulse.expect_within(2 * retry_s)
                 self._stop.wait(retry_s * random.uniform(0.8, 1.2))  # noqa: S311  # jitter, not a secret
                 retry_s = min(2 * retry_s, LAST_RETRY_S)
             except (EndOfStream, EdgeferError) as end:
@@ -119,14 +131,17 @@ class Latest:
 
     def _capture(self) -> None:
         self._waiting_since_s = time.monotonic()
+        self._pulse.expect_within(OPEN_LIMIT_S)
         uri = parse_uri(self._uri)
         self._camera = camera = open_camera(uri, self._settings)
         self._opened_s = time.monotonic()
         try:
             log.info("camera open: %s", camera.description)
             while not self._stop.is_set():
+                self._pulse.expect_within(READ_LIMIT_S)
                 self._put(camera.read(), uri.public, wait=not camera.live)
         finally:
+            self._pulse.expect_within(CLOSE_LIMIT_S)
             camera.close()
 
     def _put(self, picture: Picture, camera: str, *, wait: bool) -> None:
@@ -134,6 +149,7 @@ class Latest:
         image = upright(picture.image, self._settings)
         with self._changed:
             if wait:
+                self._pulse.rest()
                 self._changed.wait_for(lambda: self._frame is None or self._stop.is_set())
             now_s = time.monotonic()
             self._dropped += self._frame is not None
@@ -154,6 +170,7 @@ class Latest:
             log.debug("the next try is in %.1f s", retry_s)
 
     def _finish(self, end: Exception) -> None:
+        self._pulse.rest()
         with self._changed:
             self._end = end
             self._changed.notify_all()

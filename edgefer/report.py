@@ -66,9 +66,9 @@ class Reporter:
         return [*events] if after == before else [*events, after]
 
     @property
-    def has_faces(self) -> bool:
-        """Whether anybody is in view."""
-        return bool(self._known)
+    def count(self) -> int:
+        """How many people are in view."""
+        return len(self._known)
 
     def end(self) -> list[Message]:
         """Everybody left: the camera is lost, or the daemon stops. Presence is told in any case."""

@@ -17,12 +17,13 @@ from edgefer.emotions import EmotionWatcher
 from edgefer.gallery import open_gallery
 from edgefer.health import HealthMonitor, Stopwatch, Totals
 from edgefer.identify import Identifier, identity_rule
-from edgefer.latest import Latest
+from edgefer.latest import CameraState, Latest
 from edgefer.messages import Frame, Message
 from edgefer.pipeline import Pipeline
 from edgefer.report import Origin, Reporter
 from edgefer.settings import Settings
-from edgefer.sinks import Sink, open_sinks
+from edgefer.sinks import Sink, SinkState, open_sinks
+from edgefer.systemd import ServiceManager
 from edgefer.tracker import Tracker
 from edgefer.vision import Vision, load_vision
 from edgefer.vision.model import RUNTIME
@@ -58,10 +59,12 @@ def run(settings: Settings, stop: threading.Event) -> Totals:
         parts.callback(camera.close, CLOSE_CAMERA_S)
         sinks = parts.enter_context(_opened(open_sinks(settings)))
         log.info("edgefer %s on %s, with %s and %s", __version__, settings.device, RUNTIME, vision.names)
+        manager = parts.enter_context(closing(ServiceManager()))
         publish(sinks, None, [reporter.presence(datetime.now(timezone.utc))])
         try:
-            watch(camera, pipeline, health, sinks, stop)
+            watch(camera, pipeline, health, sinks, manager, stop)
         finally:
+            manager.stopping()
             publish(sinks, None, pipeline.end())
         return health.totals()
 
@@ -84,9 +87,11 @@ def watch(
     pipeline: Pipeline,
     health: HealthMonitor,
     sinks: Sequence[Sink],
+    manager: ServiceManager,
     stop: threading.Event,
 ) -> None:
-    """Take frame after frame through the pipeline to the sinks."""
+    """Take frame after frame through the pipeline to the sinks, and tell how it goes."""
+    ready = False
     while not stop.is_set():
         try:
             frame = camera.next(TICK_S)
@@ -96,11 +101,20 @@ def watch(
         if frame is not None:
             publish(sinks, frame, pipeline(frame))
             health.frame_done(frame)
-        elif camera.state.problem and pipeline.report.has_faces:
+        elif camera.state.problem and pipeline.report.count:
             publish(sinks, None, pipeline.end())  # nobody is known to be in view of a lost camera
-        told = health.due(camera.state, [sink.state for sink in sinks])
+        state, sink_states = camera.state, [sink.state for sink in sinks]
+        told = health.due(state, sink_states)
         if told:
             publish(sinks, None, [told])
+        # A camera that isn't there is no reason for systemd to wait, nor to start us again.
+        ready = ready or frame is not None or state.problem is not None
+        manager.tell(health.summary(pipeline.report.count), ready=ready, hung=hung_stages(state, sink_states))
+
+
+def hung_stages(camera: CameraState, sinks: Sequence[SinkState]) -> list[str]:
+    """The stages in threads of their own that neither go on nor recover. Inference is the loop's own."""
+    return ["camera"] * (not camera.alive) + [sink.part for sink in sinks if not sink.alive]
 
 
 def publish(sinks: Sequence[Sink], frame: Frame | None, messages: Sequence[Message]) -> None:

@@ -22,6 +22,8 @@ class SinkState:
     events: EventCounts
     part: Literal["broker", "stdout"] = "broker"
     """Where the problem is, in the words of `health`."""
+    alive: bool = True
+    """Whether its thread goes on, or is in a recovery that ends; a broker that is away doesn't change that."""
 
 
 class Sink(Protocol):

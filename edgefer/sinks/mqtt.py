@@ -20,6 +20,7 @@ from edgefer.errors import BrokerError
 from edgefer.messages import FaceEvent, Frame, Message, Presence
 from edgefer.outbox import Outbox
 from edgefer.payload import to_json
+from edgefer.pulse import Pulse
 from edgefer.settings import Settings
 from edgefer.sinks import Sink, SinkState
 
@@ -31,6 +32,8 @@ SILENT_AFTER_S = 5.0
 """A broker that has acknowledged nothing for so long is a problem, though it still holds the connection."""
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 30.0
 """A lost broker is tried again after so long, doubling each time; with jitter, as a whole house may have lost it."""
+CONNECT_S, ROUND_S = 60.0, 10.0
+"""How long connecting (a name server that doesn't answer takes half of it), and a round of sending, take at most."""
 RETAINED = ("presence", "health", "availability")
 """Topics that the broker keeps, in the order of sending: `online` vouches for the two before it."""
 
@@ -58,13 +61,14 @@ class MqttSink:
         self._bell, self._bell_rope = socket.socketpair()
         self._bell.setblocking(False)
         self._bell_rope.setblocking(False)
+        self._pulse = Pulse()
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
         self._thread.start()
 
     @property
     def state(self) -> SinkState:
         """Whether the broker takes our messages, and what became of the face events."""
-        return SinkState(self._problem, self._outbox.counts)
+        return SinkState(self._problem, self._outbox.counts, alive=not self._pulse.missed)
 
     def publish(self, frame: Frame | None, messages: Sequence[Message]) -> None:
         """Take messages: face events are queued; of presence and of health the newest is kept."""
@@ -90,6 +94,7 @@ class MqttSink:
         retry_s = FIRST_RETRY_S
         while not self._stopping.is_set():
             started_s = time.monotonic()
+            self._pulse.expect_within(CONNECT_S)
             try:
                 with contextlib.closing(self._connect()) as connection:
                     self._serve(connection)
@@ -101,6 +106,7 @@ class MqttSink:
                 self._tell(f"the MQTT sink failed: {error!r}; this is a defect, please report it with the log")
             if time.monotonic() - started_s > LAST_RETRY_S:
                 retry_s = FIRST_RETRY_S
+            self._pulse.expect_within(retry_s + ROUND_S)
             self._stopping.wait(retry_s * random.uniform(0.5, 1))  # noqa: S311  # jitter, not a secret
             retry_s = min(2 * retry_s, LAST_RETRY_S)
         self._bell.close()
@@ -127,6 +133,7 @@ class MqttSink:
     def _exchange(self, connection: Connection, enough: Callable[[], bool]) -> None:
         """Send and receive until it is `enough` and the broker has everything."""
         while True:
+            self._pulse.expect_within(ROUND_S)
             last_round = enough()
             while connection.has_room and (self._send_retained(connection) or self._send_event(connection)):
                 pass
