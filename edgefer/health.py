@@ -126,7 +126,7 @@ class HealthMonitor:
     def _note_problems(self, camera: CameraState, sinks: Sequence[SinkState]) -> None:
         found: list[tuple[Literal["camera", "broker", "stdout"], str, str]] = []
         if camera.problem:
-            found.append(("camera", "lost", camera.problem))
+            found.append(("camera", camera.code, camera.problem))
         found += [(sink.part, "undelivered", sink.problem) for sink in sinks if sink.problem]
         now, former = datetime.now(timezone.utc), self._problems
         self._problems = {
@@ -145,10 +145,10 @@ class HealthMonitor:
             boot_id=self._origin.boot_id,
             time=datetime.now(timezone.utc),
             uptime_s=now_s - self._started_s,
-            status="failed" if camera.problem else "degraded" if self._problems else "ok",
+            status="failed" if camera.is_blind else "degraded" if self._problems else "ok",
             problems=tuple(self._problems.values()),
             camera=CameraHealth(
-                status="lost" if camera.problem else "ok",
+                status="ok" if camera.problem is None or camera.code == "slow" else camera.code,
                 fps=self._fps(now_s),
                 dropped_frames=camera.dropped_frames,
                 reopened=camera.reopened,

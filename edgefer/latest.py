@@ -8,28 +8,33 @@ import random
 import threading
 import time
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Literal
 
 import cv2
 
-from edgefer.cameras import Camera, EndOfStream, Picture, open_camera, parse_uri
+from edgefer.cameras import EndOfStream, Picture, open_camera, parse_uri, v4l2
 from edgefer.errors import CameraError, EdgeferError
 from edgefer.messages import Frame, Image
 from edgefer.pulse import Pulse
 from edgefer.settings import FrameSettings
+from edgefer.sight import Ailment, Sight
 
 log = logging.getLogger(__name__)
 
-LOST_AFTER_S = 3.0
-"""A camera that gives nothing for so long is lost: a driver can wait for ever after an unplug."""
+LOST_AFTER_S = 2.5
+"""A camera that gives nothing for so long is lost: told within three seconds, with the time that telling takes."""
 OPEN_S = 10.0
 """One that is being opened has longer: a network camera takes 5 s, a Jetson's pipeline as long."""
-OPEN_LIMIT_S, READ_LIMIT_S, CLOSE_LIMIT_S = 20.0, 20.0, 5.0
-"""What takes longer than these hangs: every source has time limits of its own below them."""
+OPEN_LIMIT_S, READ_LIMIT_S, CLOSE_LIMIT_S = 20.0, 10.0, 5.0
+"""What takes longer than these hangs: a camera's own process is ended before, and the other sources wait for nobody."""
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 10.0
 """A lost camera is opened again after so long, doubling each time; with jitter, as several may share a bus."""
 
 _turns = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
+
+Code = Literal["lost", "frozen", "dark", "slow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,28 +44,37 @@ class CameraState:
     problem: str | None
     dropped_frames: int
     reopened: int
+    code: Code = "lost"
+    """What kind of problem it is, where there is one."""
     alive: bool = True
-    """Whether the thread that captures goes on, or is in a recovery that ends; a camera that is lost is no matter."""
+    """Whether the thread that captures goes on, or is in a recovery that ends; that a camera is lost doesn't matter."""
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether no new pictures come, so that nobody is known to be in view."""
+        return self.problem is not None and self.code in ("lost", "frozen")
 
 
 class Latest:
     """Keeps a camera open and its newest frame at hand.
 
-    `uri` is what EDGEFER_CAMERA holds; `auto` is looked up anew whenever the camera is opened. A lost camera is opened
-    again, with back-off, for as long as it takes. A file that can't be read ends it.
+    `uri` is what EDGEFER_CAMERA holds; `auto` is looked up anew whenever the camera is opened. A lost camera, or one
+    that gives the same picture again and again, is opened again, with back-off, for as long as it takes. A file that
+    can't be read ends it.
     """
 
     def __init__(self, uri: str, settings: FrameSettings) -> None:
         self._uri = uri
         self._settings = settings
-        self._camera: Camera | None = None
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._frame: Frame | None = None
         self._end: Exception | None = None
-        self._problem: str | None = None
-        self._opened_s = math.inf
+        self._trouble: tuple[Code, str] | None = None
+        self._sight = Sight(settings.fps)
         self._pulse = Pulse()
+        self._lasting_name: Path | None = None
+        self._opened_s = math.inf
         self._waiting_since_s: float | None = time.monotonic()
         self._number = 0
         self._dropped = 0
@@ -85,27 +99,17 @@ class Latest:
     def state(self) -> CameraState:
         """How the camera does now."""
         with self._changed:
-            since_s = self._waiting_since_s
-            silent_s = 0.0 if since_s is None else time.monotonic() - since_s
-            problem = self._problem
-            if problem is None and self._end is None:
-                if self._opened_s == math.inf and silent_s > OPEN_S:
-                    problem = f"the camera is being opened for {silent_s:.0f} s; is it plugged in, and switched on?"
-                elif self._opened_s < math.inf and silent_s > LOST_AFTER_S:
-                    problem = f"the camera has given no frame for {silent_s:.0f} s; is it still plugged in?"
-            return CameraState(problem, self._dropped, self._reopened, alive=not self._pulse.missed)
+            code, problem = self._trouble or self._silence() or ("lost", None)
+            return CameraState(problem, self._dropped, self._reopened, code, alive=not self._pulse.missed)
 
     def close(self, timeout_s: float) -> None:
-        """Stop capturing; a camera that is stuck in a read is left behind after `timeout_s`."""
+        """Stop capturing and give the camera back; what takes longer than `timeout_s` is left behind."""
         self._stop.set()
         with self._changed:
             self._changed.notify_all()
-        if self._camera is not None:
-            self._camera.close()  # ends a read that only waits for its picture's time
         self._thread.join(timeout_s)
         if self._thread.is_alive():
-            doing = "is still being opened" if self._camera is None else "doesn't answer"
-            log.warning("the camera %s; leaving it", doing)
+            log.warning("the camera doesn't answer; leaving it")
 
     def _run(self) -> None:
         retry_s = FIRST_RETRY_S
@@ -118,7 +122,7 @@ class Latest:
                     return
                 if time.monotonic() - self._opened_s > LAST_RETRY_S:
                     retry_s = FIRST_RETRY_S
-                self._lost(error, retry_s)
+                self._lost("frozen" if isinstance(error, _FrozenError) else "lost", error, retry_s)
                 self._pulse.expect_within(2 * retry_s)
                 self._stop.wait(retry_s * random.uniform(0.8, 1.2))  # noqa: S311  # jitter, not a secret
                 retry_s = min(2 * retry_s, LAST_RETRY_S)
@@ -133,47 +137,106 @@ class Latest:
         self._waiting_since_s = time.monotonic()
         self._pulse.expect_within(OPEN_LIMIT_S)
         uri = parse_uri(self._uri)
-        self._camera = camera = open_camera(uri, self._settings)
-        self._opened_s = time.monotonic()
+        found = v4l2.found_again(uri, self._lasting_name)
+        camera = open_camera(found, self._settings, self._stop)
         try:
             log.info("camera open: %s", camera.description)
+            self._lasting_name = v4l2.lasting_name(found)
+            self._waiting_since_s = self._opened_s = time.monotonic()
+            self._sight.opened(self._opened_s)
             while not self._stop.is_set():
                 self._pulse.expect_within(READ_LIMIT_S)
-                self._put(camera.read(), uri.public, wait=not camera.live)
+                picture, ailment = camera.read(), None
+                if not camera.live:
+                    self._wait_until_taken()
+                elif picture.stream_s is not None:
+                    self._wait_for_time(picture.stream_s)
+                else:
+                    ailment = self._sight.look(picture.image, time.monotonic())
+                if ailment is not None and ailment.code == "frozen":
+                    self._hold_back(ailment)
+                else:
+                    self._note(None if ailment is None else (ailment.code, ailment.message))
+                    self._put(picture, uri.public)
         finally:
             self._pulse.expect_within(CLOSE_LIMIT_S)
             camera.close()
 
-    def _put(self, picture: Picture, camera: str, *, wait: bool) -> None:
+    def _wait_until_taken(self) -> None:
+        """Wait until the frame before was taken: of a file, none is left out."""
         self._waiting_since_s = None
+        self._pulse.rest()
+        with self._changed:
+            self._changed.wait_for(lambda: self._frame is None or self._stop.is_set())
+
+    def _wait_for_time(self, stream_s: float) -> None:
+        """Wait until it is time for a picture of a film."""
+        self._waiting_since_s = None
+        wait_s = max(0.0, self._opened_s + stream_s - time.monotonic())
+        self._pulse.expect_within(wait_s + READ_LIMIT_S)
+        self._stop.wait(wait_s)
+
+    def _hold_back(self, frozen: Ailment) -> None:
+        """Don't show an old picture as if it were new."""
+        if frozen.reopen:
+            raise _FrozenError(frozen.message)
+        self._waiting_since_s = time.monotonic()
+
+    def _put(self, picture: Picture, camera: str) -> None:
         image = upright(picture.image, self._settings)
         with self._changed:
-            if wait:
-                self._pulse.rest()
-                self._changed.wait_for(lambda: self._frame is None or self._stop.is_set())
             now_s = time.monotonic()
+            captured_at = now_s if picture.captured_at is None else picture.captured_at
+            captured = datetime.now(timezone.utc) - timedelta(seconds=now_s - captured_at)
+            stream_s = captured_at if picture.stream_s is None else picture.stream_s
             self._dropped += self._frame is not None
-            stream_s = now_s if picture.stream_s is None else picture.stream_s
-            self._frame = Frame(image, self._number, now_s, datetime.now(timezone.utc), stream_s, camera)
-            if self._problem is not None and self._number > 0:
-                self._reopened += 1
-                log.info("the camera is back")
+            self._frame = Frame(image, self._number, captured_at, captured, stream_s, camera)
             self._number += 1
-            self._problem, self._waiting_since_s = None, now_s
+            self._waiting_since_s = now_s
             self._changed.notify_all()
 
-    def _lost(self, error: CameraError, retry_s: float) -> None:
+    def _note(self, trouble: tuple[Code, str] | None) -> None:
+        """Pictures come, with or without something that is wrong with them."""
         with self._changed:
-            # Once a problem is told, a person at the log needs no repetition.
-            log.log(logging.DEBUG if self._problem == str(error) else logging.ERROR, "%s; trying again", error)
-            self._problem = str(error)
-            log.debug("the next try is in %.1f s", retry_s)
+            former, self._trouble = self._trouble, trouble
+            # Where none came before, it wasn't lost: it wasn't there yet.
+            self._reopened += former is not None and former[0] in ("lost", "frozen") and self._number > 0
+        if trouble is not None and trouble != former:
+            log.warning("%s", trouble[1])
+        elif trouble is None and former is not None and self._number > 0:
+            log.info("the camera is back")
+
+    def _lost(self, code: Code, error: CameraError, retry_s: float) -> None:
+        with self._changed:
+            former, self._trouble = self._trouble, (code, str(error))
+        # Once a problem is told, a person at the log needs no repetition.
+        log.log(logging.DEBUG if former == (code, str(error)) else logging.ERROR, "%s; trying again", error)
+        log.debug("the next try is in %.1f s", retry_s)
+
+    def _silence(self) -> tuple[Code, str] | None:
+        """What is wrong with a camera that says nothing."""
+        if self._waiting_since_s is None or self._end is not None:
+            return None
+        silent_s = time.monotonic() - self._waiting_since_s
+        if self._opened_s == math.inf:
+            return ("lost", _silent("is being opened", silent_s)) if silent_s > OPEN_S else None
+        # A camera that is asked for a frame a second or fewer has three frames' time.
+        limit_s = max(LOST_AFTER_S, 3 / self._settings.fps)
+        return ("lost", _silent("has given no frame", silent_s)) if silent_s > limit_s else None
 
     def _finish(self, end: Exception) -> None:
         self._pulse.rest()
         with self._changed:
             self._end = end
             self._changed.notify_all()
+
+
+class _FrozenError(CameraError):
+    """The camera gives the same picture again and again."""
+
+
+def _silent(what: str, seconds: float) -> str:
+    return f"the camera {what} for {seconds:.0f} s; is it plugged in, and switched on?"
 
 
 def upright(image: Image, settings: FrameSettings) -> Image:

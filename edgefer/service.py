@@ -101,14 +101,14 @@ def watch(
         if frame is not None:
             publish(sinks, frame, pipeline(frame))
             health.frame_done(frame)
-        elif camera.state.problem and pipeline.report.count:
-            publish(sinks, None, pipeline.end())  # nobody is known to be in view of a lost camera
+        elif camera.state.is_blind and pipeline.report.count:
+            publish(sinks, None, pipeline.end())  # nobody is known to be in view of such a camera
         state, sink_states = camera.state, [sink.state for sink in sinks]
         told = health.due(state, sink_states)
         if told:
             publish(sinks, None, [told])
         # A camera that isn't there is no reason for systemd to wait, nor to start us again.
-        ready = ready or frame is not None or state.problem is not None
+        ready = ready or frame is not None or state.is_blind
         manager.tell(health.summary(pipeline.report.count), ready=ready, hung=hung_stages(state, sink_states))
 
 

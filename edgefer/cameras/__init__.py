@@ -4,6 +4,10 @@ A module here lists its URI schemes in `SCHEMES` and opens a camera with `open_s
 hardware's library inside that function, so that every module can be listed on every machine. One that can say which
 cameras are plugged in has `find_cameras()` too, which gives their URIs. What the sources share stands in the modules
 with an underscore.
+
+A source whose driver or network can block for ever names its schemes in `WORKER_SCHEMES` too: it runs in a process of
+its own, which can be killed. `check(uri)`, where it has one, says what is wrong without starting that process. Nothing
+that such a source imports may import pydantic, which takes 15 MB.
 """
 
 from __future__ import annotations
@@ -16,12 +20,15 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import parse_qsl, quote, unquote
 
 from edgefer.errors import CameraError, InputError, UsageError
-from edgefer.messages import Image
-from edgefer.settings import FrameSettings
+
+if TYPE_CHECKING:
+    import threading
+
+    from edgefer.messages import Image
 
 _PATH_SCHEMES = ("file", "images", "v4l2")
 """The schemes whose location is a path: there an `@` is a character like any other."""
@@ -33,10 +40,31 @@ class EndOfStream(Exception):  # noqa: N818  # not an error: a file is played to
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What a camera gives: the pixels (BGR), and its position in the stream in seconds where the source knows it."""
+    """What a camera gives: the pixels (BGR), and its position in the stream in seconds where the source knows it.
+
+    A live source that knows it gives its pictures at once: whoever shows them keeps the pace. A source that knows it
+    tells when a picture was captured, on the monotonic clock; it was just now where none is told.
+    """
 
     image: Image
     stream_s: float | None = None
+    captured_at: float | None = None
+
+
+class Wanted(Protocol):
+    """What is asked of a camera: settings.FrameSettings, for a source in a process of its own without pydantic."""
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+
+    @property
+    def fps(self) -> float:
+        """Frames a second."""
 
 
 class Camera(Protocol):
@@ -54,10 +82,7 @@ class Camera(Protocol):
         """
 
     def close(self) -> None:
-        """Give the camera back; may be called twice, and while another thread waits in `read`.
-
-        Where another thread reads, it returns at once, and that thread gives the camera back when its read is over.
-        """
+        """Give the camera back, from the thread that reads; may be called twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +197,11 @@ def source_modules() -> list[ModuleType]:
     return [importlib.import_module(f"{__name__}.{name}") for name in names]
 
 
-def open_camera(uri: CameraUri, wanted: FrameSettings) -> Camera:
-    """Open a camera; CameraError or InputError say why it can't be, UsageError what the URI should have been."""
+def open_camera(uri: CameraUri, wanted: Wanted, stop: threading.Event | None = None) -> Camera:
+    """Open a camera; CameraError or InputError say why it can't be, UsageError what the URI should have been.
+
+    When `stop` is set, a camera that takes its time to open or to give a picture ends with EndOfStream.
+    """
     if any("\ud800" <= letter <= "\udfff" for letter in uri.location + uri.address):
         # OpenCV ends the process over such a name.
         raise InputError(f"{uri.public}: the name isn't UTF-8; rename the file or folder")
@@ -181,5 +209,11 @@ def open_camera(uri: CameraUri, wanted: FrameSettings) -> Camera:
     if uri.scheme not in modules:
         known = ", ".join(f"{scheme}://" for scheme in sorted(modules))
         raise UsageError(f"unknown scheme {uri.scheme}://; the known ones are {known}")
-    camera: Camera = modules[uri.scheme].open_source(uri, wanted)
+    module = modules[uri.scheme]
+    if uri.scheme in getattr(module, "WORKER_SCHEMES", ()):
+        from edgefer.cameras._worker import WorkerCamera  # noqa: PLC0415  # which imports this module
+
+        getattr(module, "check", lambda _: None)(uri)
+        return WorkerCamera(module.__name__, uri, wanted, stop)
+    camera: Camera = module.open_source(uri, wanted)
     return camera

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from typing import TYPE_CHECKING
 
 import cv2
 
-from edgefer.messages import Image
+if TYPE_CHECKING:
+    from edgefer.messages import Image
 
 DAMAGED_S = 2.0
 """Pictures that don't decode are a bad cable's or network's doing; for so long, they are a lost camera."""

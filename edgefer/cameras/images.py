@@ -6,19 +6,18 @@ import logging
 import os
 from pathlib import Path
 
-from edgefer.cameras import CameraUri, EndOfStream, Picture
+from edgefer.cameras import CameraUri, EndOfStream, Picture, Wanted
 from edgefer.cameras._opencv import quiet
 from edgefer.errors import InputError
 from edgefer.messages import Image
 from edgefer.pictures import list_pictures, read_picture
-from edgefer.settings import FrameSettings
 
 SCHEMES = ("images",)
 
 log = logging.getLogger(__name__)
 
 
-def open_source(uri: CameraUri, wanted: FrameSettings) -> ImageFolder:  # noqa: ARG001  # pictures have the size they have
+def open_source(uri: CameraUri, wanted: Wanted) -> ImageFolder:  # noqa: ARG001  # pictures have the size they have
     """The folder's pictures; InputError where there is none that can be read."""
     uri.check_options("fps", "loop")
     quiet()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import importlib
 import importlib.util
 import os
@@ -10,13 +9,11 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import Any
 
-from edgefer.cameras import CameraUri, Picture
-from edgefer.cameras._guard import Guard
+from edgefer.cameras import CameraUri, Picture, Wanted
 from edgefer.cameras.v4l2 import NODES, PI_RECEIVERS, node_names
 from edgefer.errors import CameraError, UsageError
-from edgefer.settings import FrameSettings
 
-SCHEMES = ("picamera2",)
+SCHEMES = WORKER_SCHEMES = ("picamera2",)
 
 READ_S = 5.0
 """A camera that gives nothing for so long is lost."""
@@ -37,7 +34,7 @@ def find_cameras(nodes: Path = NODES) -> list[str]:
     return [f"picamera2://{index}" for index, camera in enumerate(found) if "/usb" not in camera["Id"]]
 
 
-def open_source(uri: CameraUri, wanted: FrameSettings) -> PiCamera:
+def open_source(uri: CameraUri, wanted: Wanted) -> PiCamera:
     """An open camera that has given its first picture; CameraError says what is missing."""
     uri.check_options()
     if not (uri.location.isascii() and uri.location.isdecimal()):
@@ -50,12 +47,9 @@ class PiCamera:
 
     live = True
 
-    def __init__(self, library: Any, index: int, wanted: FrameSettings) -> None:
+    def __init__(self, library: Any, index: int, wanted: Wanted) -> None:
         self._name = f"Pi camera {index}"
         self._camera = _acquire(library, index)
-        # At exit, picamera2 would close the camera without a time limit; we close it, and with one.
-        atexit.unregister(self._camera.close)
-        self._guard = Guard(self._name, self._camera.close)
         try:
             stream = self._start(wanted)
             height, width = self.read().image.shape[:2]
@@ -67,21 +61,20 @@ class PiCamera:
 
     def read(self) -> Picture:
         """The next picture; CameraError when the camera gives nothing for READ_S."""
-        with self._guard:
-            try:
-                return Picture(self._camera.capture_array("main", wait=READ_S))
-            except FutureTimeoutError:
-                raise CameraError(
-                    f"{self._name} gives no pictures: is its ribbon cable seated at both ends, the right way round?"
-                ) from None
-            except RuntimeError as error:
-                raise CameraError(f"{self._name} gives no pictures: {error}") from error
+        try:
+            return Picture(self._camera.capture_array("main", wait=READ_S))
+        except FutureTimeoutError:
+            raise CameraError(
+                f"{self._name} gives no pictures: is its ribbon cable seated at both ends, the right way round?"
+            ) from None
+        except RuntimeError as error:
+            raise CameraError(f"{self._name} gives no pictures: {error}") from error
 
     def close(self) -> None:
         """Stop the camera and give it back."""
-        self._guard.close()
+        self._camera.close()
 
-    def _start(self, wanted: FrameSettings) -> dict[str, Any]:
+    def _start(self, wanted: Wanted) -> dict[str, Any]:
         # libcamera names a format by its bits from the highest down, as DRM does: "RGB888" lies in memory as blue,
         # green, red, which is OpenCV's order.
         main = {"format": "RGB888", "size": (wanted.width, wanted.height)}

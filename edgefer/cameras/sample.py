@@ -7,8 +7,6 @@ leave and come back. Everything is a function of the time, so that `truth` can t
 from __future__ import annotations
 
 import functools
-import threading
-import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,10 +14,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from edgefer.cameras import CameraUri, EndOfStream, Picture
+from edgefer.cameras import CameraUri, EndOfStream, Picture, Wanted
 from edgefer.errors import InputError
 from edgefer.messages import Box, Image, Landmarks
-from edgefer.settings import FrameSettings
 from edgefer.vision.preprocess import Matrix
 
 SCHEMES = ("sample",)
@@ -137,7 +134,7 @@ def draw(stream_s: float) -> Image:
     return frame
 
 
-def open_source(uri: CameraUri, wanted: FrameSettings) -> SampleCamera:  # noqa: ARG001  # its size is its own
+def open_source(uri: CameraUri, wanted: Wanted) -> SampleCamera:  # noqa: ARG001  # its size is its own
     """The sample; InputError says how to get its pictures where they are missing."""
     uri.check_options("realtime", "loop")
     return SampleCamera(realtime="realtime" not in uri.options or uri.flag("realtime"), loop=uri.flag("loop"))
@@ -151,26 +148,23 @@ class SampleCamera:
         self.description = f"two portraits in motion, {WIDTH}x{HEIGHT} at {FPS:g} fps"
         self._loop = loop
         self._index = 0
-        self._closed = threading.Event()
+        self._closed = False
         for actor in CAST:
             _portrait(actor)  # a missing picture is told now
-        self._start_s = time.monotonic()
 
     def read(self) -> Picture:
-        """The next picture, in its time."""
+        """The next picture."""
         stream_s = self._index / FPS
         if stream_s >= SECONDS and not self._loop:
             raise EndOfStream("the sample is played to its end")
-        if self.live:
-            self._closed.wait(self._start_s + stream_s - time.monotonic())
-        if self._closed.is_set():
+        if self._closed:
             raise EndOfStream("the sample was closed")
         self._index += 1
         return Picture(draw(stream_s % SECONDS), stream_s)
 
     def close(self) -> None:
-        """End a read that waits for its time."""
-        self._closed.set()
+        """Nothing is held open."""
+        self._closed = True
 
 
 def picture_path(actor: Actor) -> Path:

@@ -7,15 +7,16 @@ green top right, blue bottom left, white bottom right. Picture n is the same in 
 from __future__ import annotations
 
 import threading
-import time
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from edgefer.cameras import CameraUri, EndOfStream, Picture
+from edgefer.cameras import CameraUri, EndOfStream, Picture, Wanted
 from edgefer.errors import CameraError
-from edgefer.messages import Image
-from edgefer.settings import FrameSettings
+
+if TYPE_CHECKING:
+    from edgefer.messages import Image
 
 SCHEMES = ("synthetic",)
 
@@ -23,7 +24,7 @@ CORNERS_BGR = ((0, 0, 255), (0, 255, 0), (255, 0, 0), (255, 255, 255))
 """Top left, top right, bottom left, bottom right."""
 
 
-def open_source(uri: CameraUri, wanted: FrameSettings) -> SyntheticCamera:
+def open_source(uri: CameraUri, wanted: Wanted) -> SyntheticCamera:
     """A camera of the wanted size; live, at `fps`, or as fast as it is read where `frames` gives it an end."""
     uri.check_options("fps", "frames", "fail_after", "stall_after")
     return SyntheticCamera(
@@ -51,35 +52,32 @@ class SyntheticCamera:
     ) -> None:
         self.live = frames is None
         self.description = f"test picture, {width}x{height} at {fps:g} fps"
-        self._background = _background(width, height)
+        self._background = background(width, height)
         self._fps = fps
         self._frames = frames
         self._fail_after = fail_after
         self._stall_after = stall_after
         self._index = 0
-        self._start_s = time.monotonic()
-        self._closed = threading.Event()
+        self._closed = False
 
     def read(self) -> Picture:
-        """The next picture, in time where the camera is live."""
+        """The next picture."""
         if self._index == self._frames:
             raise EndOfStream(f"the test picture was shown {self._frames} times")
         if self._index == self._fail_after:
             raise CameraError(f"synthetic:// fails after {self._fail_after} pictures, as it was asked to")
         if self._index == self._stall_after:
-            threading.Event().wait()  # for ever, and deaf to close(): so does a stuck driver
-        stream_s = self._index / self._fps
-        if self.live:
-            self._closed.wait(self._start_s + stream_s - time.monotonic())
-        if self._closed.is_set():
+            threading.Event().wait()  # for ever, as a stuck driver does
+        if self._closed:
             raise EndOfStream("the test picture was closed")
+        stream_s = self._index / self._fps
         image = draw(self._background, self._index, stream_s)
         self._index += 1
         return Picture(image, stream_s)
 
     def close(self) -> None:
-        """End a read that waits for its time."""
-        self._closed.set()
+        """Nothing is held open."""
+        self._closed = True
 
 
 def draw(background: Image, index: int, stream_s: float) -> Image:
@@ -94,7 +92,8 @@ def draw(background: Image, index: int, stream_s: float) -> Image:
     return image
 
 
-def _background(width: int, height: int) -> Image:
+def background(width: int, height: int) -> Image:
+    """A ramp of grays, with the corners."""
     ramp = np.linspace(40, 160, width).astype(np.uint8)
     image = np.repeat(np.repeat(ramp[None, :, None], height, axis=0), 3, axis=2)
     side = height // 8

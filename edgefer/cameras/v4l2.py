@@ -7,20 +7,21 @@ import fcntl
 import os
 import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 
-from edgefer.cameras import CameraUri, Picture
-from edgefer.cameras._guard import Guard
+from edgefer.cameras import CameraUri, Picture, Wanted
 from edgefer.cameras._opencv import next_image, quiet
 from edgefer.errors import CameraError
-from edgefer.settings import FrameSettings
 
-SCHEMES = ("v4l2",)
+SCHEMES = WORKER_SCHEMES = ("v4l2",)
 
 NODES = Path("/sys/class/video4linux")
 """Where the kernel lists its video devices."""
+LASTING_NAMES = Path("/dev/v4l/by-id")
+"""Where udev links each USB camera by its maker, model and serial number."""
 PI_RECEIVERS = ("unicam", "rp1-cfe")
 """How the Pi's camera ports are named there: they give a sensor's raw data, which picamera2 makes pictures of."""
 JETSON_SENSORS = ("vi-output",)
@@ -60,9 +61,32 @@ def node_names(nodes: Path = NODES) -> dict[str, str]:
     return {device: _line(nodes / device / "name") for device in devices}
 
 
-def open_source(uri: CameraUri, wanted: FrameSettings) -> V4l2Camera:
-    """An open camera that has given its first picture; CameraError says which of the many things is wrong."""
+def lasting_name(uri: CameraUri, names: Path = LASTING_NAMES) -> Path | None:
+    """The name that a USB camera keeps when it comes back as another /dev/videoN; None where it has none."""
+    if uri.scheme != "v4l2":
+        return None
+    node = Path(uri.location).resolve()
+    return next((link for link in sorted(names.glob("*")) if link.resolve() == node), None)
+
+
+def found_again(uri: CameraUri, name: Path | None) -> CameraUri:
+    """The camera of that lasting name, while it is plugged in; else the one that the URI names."""
+    if uri.scheme != "v4l2" or name is None or not name.exists():
+        return uri
+    return replace(uri, location=str(name))
+
+
+def check(uri: CameraUri) -> None:
+    """CameraError where there is no such device."""
     uri.check_options()
+    path = Path(uri.location)
+    if not path.exists():
+        raise CameraError(_why_not_open(path, FileNotFoundError(errno.ENOENT, "")))
+
+
+def open_source(uri: CameraUri, wanted: Wanted) -> V4l2Camera:
+    """An open camera that has given its first picture; CameraError says which of the many things is wrong."""
+    check(uri)
     quiet()
     os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(SELECT_S))  # read at the first camera
     path = Path(uri.location)
@@ -74,10 +98,9 @@ class V4l2Camera:
 
     live = True
 
-    def __init__(self, path: Path, card: str, wanted: FrameSettings) -> None:
+    def __init__(self, path: Path, card: str, wanted: Wanted) -> None:
         self._path = path
         self._capture = cv2.VideoCapture(str(path), cv2.CAP_V4L2)
-        self._guard = Guard(str(path), self._capture.release)
         # MJPG first: uncompressed, USB 2 carries 640x480 at 30 fps, and hardly more. Each line starts the device anew
         # with the values so far, and one that it can't do leaves the nearest.
         self._capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
@@ -99,8 +122,7 @@ class V4l2Camera:
 
     def read(self) -> Picture:
         """The next picture; CameraError when the camera is unplugged or gives nothing for SELECT_S."""
-        with self._guard:
-            image = next_image(self._capture)
+        image = next_image(self._capture)
         # Some drivers go on giving the last picture after the camera was unplugged.
         if not self._path.exists():
             raise CameraError(f"{self._path} was unplugged")
@@ -110,7 +132,7 @@ class V4l2Camera:
 
     def close(self) -> None:
         """Give the device back."""
-        self._guard.close()
+        self._capture.release()
 
 
 def check_device(path: Path) -> str:

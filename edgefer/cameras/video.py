@@ -5,20 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import cv2
 
-from edgefer.cameras import Camera, CameraUri, EndOfStream, Picture
-from edgefer.cameras._guard import Guard
+from edgefer.cameras import Camera, CameraUri, EndOfStream, Picture, Wanted
 from edgefer.cameras._opencv import next_image, quiet
 from edgefer.errors import CameraError, InputError
-from edgefer.messages import Image
-from edgefer.settings import FrameSettings
 
-SCHEMES = ("file", "rtsp", "rtsps", "http", "https")
+if TYPE_CHECKING:
+    from edgefer.messages import Image
+
+WORKER_SCHEMES = ("rtsp", "rtsps", "http", "https")
+SCHEMES = ("file", *WORKER_SCHEMES)
 
 OPEN_S = 10.0
 """A network camera has so long to answer; FFmpeg takes up to 5 s of them to find out what it sends."""
@@ -34,7 +35,7 @@ _PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 log = logging.getLogger(__name__)
 
 
-def open_source(uri: CameraUri, wanted: FrameSettings) -> Camera:  # noqa: ARG001  # a video has the size it has
+def open_source(uri: CameraUri, wanted: Wanted) -> Camera:  # noqa: ARG001  # a video has the size it has
     """A video file (InputError where it isn't one), or a network camera (CameraError where it gives no picture)."""
     quiet()
     if uri.scheme != "file":
@@ -45,7 +46,7 @@ def open_source(uri: CameraUri, wanted: FrameSettings) -> Camera:  # noqa: ARG00
 
 
 class VideoFile:
-    """Plays a file: every picture of it, or with `realtime` at the pace it was filmed."""
+    """Plays a file: every picture of it, or with `realtime` those that there is time for."""
 
     def __init__(self, path: Path, *, realtime: bool, loop: bool) -> None:
         check_file(path)
@@ -53,14 +54,13 @@ class VideoFile:
         self._path = path
         self._loop = loop
         self._capture = cv2.VideoCapture()
-        self._guard = Guard(str(path), self._capture.release)
+        self._closed = False
         self._first = self._rewind()
         if self._first is None:
             raise InputError(f"{path} isn't a video that can be played, or it was cut off before its first picture")
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         # 0, 90000 and NaN are what files without a frame rate give.
         self._clock = MediaClock(fps if 0.01 <= fps <= 1000 else USUAL_FPS)
-        self._start_s = time.monotonic()
         self._frames = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self._played = 0
         height, width = self._first.shape[:2]
@@ -68,16 +68,15 @@ class VideoFile:
 
     def read(self) -> Picture:
         """The next picture, with its time in the film."""
-        with self._guard:
-            image = self._next()
-            stream_s = self._clock.tick(self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
-            if self.live and self._guard.closed.wait(self._start_s + stream_s - time.monotonic()):
-                raise EndOfStream(f"{self._path} was closed")
-            return Picture(image, stream_s)
+        if self._closed:
+            raise EndOfStream(f"{self._path} was closed")
+        image = self._next()
+        return Picture(image, self._clock.tick(self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000))
 
     def close(self) -> None:
         """Close the file."""
-        self._guard.close()
+        self._closed = True
+        self._capture.release()
 
     def _next(self) -> Image:
         image = next_image(self._capture) if self._first is None else self._first
@@ -138,7 +137,6 @@ class NetworkCamera:
         self._name = uri.public
         # Over RTSP, OpenCV asks for TCP on its own: pictures then don't tear when packets are lost.
         self._capture = cv2.VideoCapture(uri.address, _backend(), _time_limits())
-        self._guard = Guard(self._name, self._capture.release)
         image = next_image(self._capture) if self._capture.isOpened() else None
         if image is None:
             self.close()
@@ -148,15 +146,14 @@ class NetworkCamera:
 
     def read(self) -> Picture:
         """The next picture that arrives."""
-        with self._guard:
-            image = next_image(self._capture)
+        image = next_image(self._capture)
         if image is None:
             raise CameraError(f"{self._name} has stopped sending pictures")
         return Picture(image)
 
     def close(self) -> None:
         """Hang up."""
-        self._guard.close()
+        self._capture.release()
 
 
 def check_file(path: Path) -> None:
