@@ -114,15 +114,19 @@ def people_remove(options: argparse.Namespace) -> int:
     return 0
 
 
-def doctor(_: argparse.Namespace) -> int:
+def doctor(options: argparse.Namespace) -> int:
     """What works here, what doesn't, and how to mend it."""
     from edgefer.doctor import examine  # noqa: PLC0415
+    from edgefer.problems import KINDS  # noqa: PLC0415
 
+    if options.explain:
+        for known in KINDS:
+            print(f"{known.part}/{known.code}: {known.meaning}\n    {known.fix}")
+        return 0
     code = 0
     for check in examine(_settings()):
-        print(
-            f"{'ok  ' if check.problem is None else 'FAIL'} {check.name:<12} {check.problem or check.found}", flush=True
-        )
+        verdict = "ok  " if check.problem is None else "FAIL" if check.exit_code else "note"
+        print(f"{verdict} {check.name:<12} {check.problem or check.found}", flush=True)
         code = code or check.exit_code
     return code
 
@@ -208,7 +212,10 @@ def _parser() -> argparse.ArgumentParser:
     remove_parser = groups.add_parser("remove", help=people_remove.__doc__)
     remove_parser.add_argument("name")
     remove_parser.set_defaults(action=people_remove)
-    add("doctor", doctor)
+    doctor_parser = add("doctor", doctor)
+    doctor_parser.add_argument(
+        "--explain", action="store_true", help="every problem that `health` can tell of, and what to do about it"
+    )
     bench_parser = add("bench", bench)
     bench_parser.add_argument("image", nargs="?", type=Path, help="a picture with one face; a sample picture otherwise")
     bench_parser.add_argument("--json", action="store_true", help="one JSON object")

@@ -12,18 +12,22 @@ from edgefer.broker import check_broker
 from edgefer.cameras import EndOfStream, open_camera, parse_uri
 from edgefer.errors import EdgeferError, InputError
 from edgefer.gallery import open_gallery
+from edgefer.health import machine_problems
+from edgefer.messages import ProblemCode
+from edgefer.problems import HOT_C, kind
 from edgefer.service import DEFAULT_DETECTOR
 from edgefer.settings import Settings
+from edgefer.sight import is_dark
 from edgefer.vision import load_vision
 from edgefer.vision.model import RUNTIME, models_folder
-
-HOT_C = 80.0
-"""A Raspberry Pi slows down from here on (its firmware's soft limit)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at: `problem` says what is wrong and what to do, None when all is well."""
+    """One thing that was looked at: `problem` says what is wrong and what to do, None when all is well.
+
+    With an `exit_code` of 0, edgefer runs in spite of it.
+    """
 
     name: str
     found: str
@@ -55,9 +59,12 @@ def _camera(settings: Settings) -> str:
     uri = parse_uri(settings.camera)
     with closing(open_camera(uri, settings.frame)) as camera:
         try:
-            height, width = camera.read().image.shape[:2]
+            image = camera.read().image
         except EndOfStream as error:
             raise InputError(f"{uri.public}: there is no picture in it") from error
+        if is_dark(image):
+            raise _RemarkError(f"{uri.public}: the picture is black. {kind('camera', 'dark').fix}")
+        height, width = image.shape[:2]
         return f"{uri.public}: {camera.description}; the first picture has {width}x{height} pixels"
 
 
@@ -80,17 +87,43 @@ def _permissions(settings: Settings) -> str:
         return f"{folder} can be written; {len(gallery.people())} people are enrolled"
 
 
-def _clock(_: Settings) -> str:
-    return "synchronised" if machine.is_clock_synced() else "not synchronised: events carry clock_synced false"
+def _clock(settings: Settings) -> str:
+    _remark(settings, "clock")
+    return "set by a time server"
 
 
-def _temperature(_: Settings) -> str:
-    degrees = machine.temperature_c()
-    if degrees is None:
-        return "not told by this machine"
-    hint = "; that's hot: a Pi slows down, give it a heat sink or a fan" if degrees >= HOT_C else ""
-    throttled = "; throttled now: look at the power supply and the cooling" if machine.is_throttled() else ""
-    return f"{degrees:.0f} °C{hint}{throttled}"
+def _temperature(settings: Settings) -> str:
+    _remark(settings, "hot", "throttled")
+    return _told(machine.temperature_c(), "°C")
+
+
+def _memory(settings: Settings) -> str:
+    _remark(settings, "memory")
+    return _told(machine.free_memory_mb(), "MB left")
+
+
+def _disk(settings: Settings) -> str:
+    _remark(settings, "disk")
+    return _told(machine.free_disk_mb(settings.state_dir), "MB left")
+
+
+def _told(value: float | None, unit: str) -> str:
+    return "not told by this machine" if value is None else f"{value:.0f} {unit}"
+
+
+def _remark(settings: Settings, *codes: ProblemCode) -> None:
+    """Tell of a problem of the machine that has one of these codes."""
+    state = machine.read_state(settings.state_dir)
+    is_hot = state.temperature_c is not None and state.temperature_c >= HOT_C
+    for _, code, message in machine_problems(state, "throttled" if state.throttled else "hot" if is_hot else None):
+        if code in codes:
+            raise _RemarkError(message)
+
+
+class _RemarkError(EdgeferError):
+    """Something to know, in spite of which edgefer runs."""
+
+    exit_code = 0
 
 
 _looks: dict[str, Callable[[Settings], str]] = {
@@ -101,4 +134,6 @@ _looks: dict[str, Callable[[Settings], str]] = {
     "permissions": _permissions,
     "clock": _clock,
     "temperature": _temperature,
+    "memory": _memory,
+    "disk": _disk,
 }

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Literal, ParamSpec, TypeVar
 
 import numpy as np
 
-from edgefer import __version__, machine
+from edgefer import __version__
 from edgefer.latest import CameraState
+from edgefer.machine import MachineState
 from edgefer.messages import (
     CameraHealth,
     EventCounts,
     Frame,
     Health,
     ModelNames,
+    Part,
     Percentiles,
     Problem,
+    ProblemCode,
     StageTimes,
     Versions,
 )
+from edgefer.problems import LEAST_DISK_MB, LEAST_MEMORY_MB, kind
 from edgefer.report import Origin
 from edgefer.sinks import SinkState
 
@@ -75,6 +79,10 @@ def percentile(values: Iterable[float], percent: float) -> float | None:
     return float(np.percentile(listed, percent)) if listed else None
 
 
+Found = tuple[Part, ProblemCode, str]
+"""A problem's part and code, and what to tell of it."""
+
+
 class HealthMonitor:
     """Gathers what `health` tells."""
 
@@ -85,8 +93,8 @@ class HealthMonitor:
         self._stopwatch = stopwatch
         self._started_s = time.monotonic()
         self._told_s = float("-inf")
-        self._told: set[tuple[str, str]] | None = None
-        self._problems: dict[tuple[str, str], Problem] = {}
+        self._told: set[tuple[Part, ProblemCode]] | None = None
+        self._problems: dict[tuple[Part, ProblemCode], Problem] = {}
         self._latencies: deque[float] = deque(maxlen=_WINDOW)
         self._recent: deque[float] = deque(maxlen=_WINDOW)
         self._first_s: float | None = None
@@ -114,20 +122,25 @@ class HealthMonitor:
         parts += [f"{p.part} {p.code}: {p.message}" for p in self._problems.values()]
         return "; ".join(parts)
 
-    def due(self, camera: CameraState, sinks: Sequence[SinkState]) -> Health | None:
-        """The health, when it is time to tell it or a problem came or went."""
-        self._note_problems(camera, sinks)
+    def due(
+        self,
+        camera: CameraState,
+        sinks: Sequence[SinkState],
+        machine: MachineState,
+        slowed_by: Literal["hot", "throttled"] | None = None,
+    ) -> Health | None:
+        """The health, when it is time to tell it or a problem came or went.
+
+        `slowed_by` is why fewer frames are looked at now.
+        """
+        self._note_problems([*_problems(camera, sinks), *machine_problems(machine, slowed_by)])
         now_s = time.monotonic()
         if set(self._problems) == self._told and now_s - self._told_s < EVERY_S:
             return None
         self._told, self._told_s = set(self._problems), now_s
-        return self._health(camera, sinks, now_s)
+        return self._health(camera, sinks, machine, now_s)
 
-    def _note_problems(self, camera: CameraState, sinks: Sequence[SinkState]) -> None:
-        found: list[tuple[Literal["camera", "broker", "stdout"], str, str]] = []
-        if camera.problem:
-            found.append(("camera", camera.code, camera.problem))
-        found += [(sink.part, "undelivered", sink.problem) for sink in sinks if sink.problem]
+    def _note_problems(self, found: Sequence[Found]) -> None:
         now, former = datetime.now(timezone.utc), self._problems
         self._problems = {
             (part, code): Problem(
@@ -139,13 +152,14 @@ class HealthMonitor:
             for part, code, message in found
         }
 
-    def _health(self, camera: CameraState, sinks: Sequence[SinkState], now_s: float) -> Health:
+    def _health(self, camera: CameraState, sinks: Sequence[SinkState], machine: MachineState, now_s: float) -> Health:
+        statuses = {kind(problem.part, problem.code).status for problem in self._problems.values()}
         return Health(
             device=self._origin.device,
             boot_id=self._origin.boot_id,
             time=datetime.now(timezone.utc),
             uptime_s=now_s - self._started_s,
-            status="failed" if camera.is_blind else "degraded" if self._problems else "ok",
+            status=next((status for status in ("failed", "degraded") if status in statuses), "ok"),
             problems=tuple(self._problems.values()),
             camera=CameraHealth(
                 status="ok" if camera.problem is None or camera.code == "slow" else camera.code,
@@ -160,10 +174,10 @@ class HealthMonitor:
                 emotion=self._stopwatch.percentile("emotion", 50),
             ),
             events=sinks[0].events if sinks else EventCounts(),
-            temperature_c=machine.temperature_c(),
-            throttled=machine.is_throttled(),
-            memory_mb=machine.memory_mb(),
-            clock_synced=machine.is_clock_synced(),
+            temperature_c=machine.temperature_c,
+            throttled=machine.throttled,
+            memory_mb=machine.memory_mb,
+            clock_synced=machine.clock_synced,
             versions=self._versions,
             models=self._models,
         )
@@ -174,3 +188,29 @@ class HealthMonitor:
     def _fps(self, now_s: float) -> float:
         recent = [done_s for done_s in self._recent if now_s - done_s <= EVERY_S]
         return len(recent) / max(now_s - recent[0], 1e-3) if len(recent) > 1 else 0.0
+
+
+def _problems(camera: CameraState, sinks: Sequence[SinkState]) -> Iterator[Found]:
+    if camera.problem:
+        yield "camera", camera.code, camera.problem
+    for sink in sinks:
+        if sink.problem:
+            yield sink.part, "undelivered", sink.problem
+
+
+def machine_problems(machine: MachineState, slowed_by: Literal["hot", "throttled"] | None) -> Iterator[Found]:
+    """What is wrong with the machine, each with what to do."""
+    if slowed_by == "throttled":
+        yield _of_machine("throttled", "the machine slows itself down, or did so just now")
+    elif slowed_by == "hot" and machine.temperature_c is not None:
+        yield _of_machine("hot", f"the machine has {machine.temperature_c:.0f} °C")
+    if machine.free_memory_mb is not None and machine.free_memory_mb < LEAST_MEMORY_MB:
+        yield _of_machine("memory", f"{machine.free_memory_mb:.0f} MB of memory are left")
+    if machine.free_disk_mb is not None and machine.free_disk_mb < LEAST_DISK_MB:
+        yield _of_machine("disk", f"{machine.free_disk_mb:.0f} MB of disk are left")
+    if not machine.clock_synced:
+        yield _of_machine("clock", "the clock isn't set by a time server")
+
+
+def _of_machine(code: ProblemCode, what: str) -> Found:
+    return "machine", code, f"{what}. {kind('machine', code).fix}"

@@ -260,12 +260,19 @@ class Presence:
     faces: tuple[PresentFace, ...]
 
 
+Part = Literal["camera", "broker", "stdout", "machine"]
+ProblemCode = Literal["lost", "frozen", "dark", "slow", "undelivered", "hot", "throttled", "memory", "disk", "clock"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Something that needs a person, or time: which part, a code to match on, since when, and what to do."""
+    """Something that needs a person, or time: which part, a code to match on, since when, and what to do.
 
-    part: Literal["camera", "broker", "stdout", "machine"]
-    code: str
+    docs/problems.md tells what each means.
+    """
+
+    part: Part
+    code: ProblemCode
     since: Time
     message: str
 

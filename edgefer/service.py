@@ -7,15 +7,18 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
 
 from edgefer import __version__, machine
 from edgefer.cameras import EndOfStream
 from edgefer.emotions import EmotionWatcher
 from edgefer.gallery import open_gallery
 from edgefer.health import HealthMonitor, Stopwatch, Totals
+from edgefer.heat import Thermostat
 from edgefer.identify import Identifier, identity_rule
 from edgefer.latest import CameraState, Latest
 from edgefer.messages import Frame, Message
@@ -35,12 +38,17 @@ DEFAULT_DETECTOR = "near"
 """The faces of people at a door or before a screen, in a third of the time of `far`."""
 TICK_S = 0.2
 """How long the loop waits for a frame before it looks whether to stop, or whether health is due."""
+LOOK_EVERY_S = 2.0
+"""How often the loop looks at the machine: heat, memory, disk, clock."""
 CLOSE_SINKS_S, CLOSE_CAMERA_S = 0.5, 0.3
 """How long what waits may take to go out at stop, and then the camera to close (a Pi's takes 0.2 to 0.4 s)."""
 
 
-def run(settings: Settings, stop: threading.Event) -> Totals:
-    """Run until `stop` is set or a file is played to its end; the camera and the broker may come and go meanwhile."""
+def run(settings: Settings, stop: threading.Event, root: Path = machine.ROOT) -> Totals:
+    """Run until `stop` is set or a file is played to its end; the camera and the broker may come and go meanwhile.
+
+    `root` is where the machine's own files are, /proc and /sys.
+    """
     with ExitStack() as parts:
         origin = Origin(settings.device, uuid.uuid4().hex)
         stopwatch = Stopwatch()
@@ -60,9 +68,10 @@ def run(settings: Settings, stop: threading.Event) -> Totals:
         sinks = parts.enter_context(_opened(open_sinks(settings)))
         log.info("edgefer %s on %s, with %s and %s", __version__, settings.device, RUNTIME, vision.names)
         manager = parts.enter_context(closing(ServiceManager()))
+        read_machine = partial(machine.read_state, settings.state_dir, root)
         publish(sinks, None, [reporter.presence(datetime.now(timezone.utc))])
         try:
-            watch(camera, pipeline, health, sinks, manager, stop)
+            watch(camera, pipeline, health, sinks, manager, read_machine, stop)
         finally:
             manager.stopping()
             publish(sinks, None, pipeline.end())
@@ -88,11 +97,18 @@ def watch(
     health: HealthMonitor,
     sinks: Sequence[Sink],
     manager: ServiceManager,
+    read_machine: Callable[[], machine.MachineState],
     stop: threading.Event,
 ) -> None:
     """Take frame after frame through the pipeline to the sinks, and tell how it goes."""
     ready = False
+    thermostat = Thermostat()
+    machine_state, looked_s = read_machine(), time.monotonic()
     while not stop.is_set():
+        if time.monotonic() - looked_s > LOOK_EVERY_S:
+            machine_state, looked_s = read_machine(), time.monotonic()
+        thermostat.note(machine_state)
+        stop.wait(thermostat.pause_s())
         try:
             frame = camera.next(TICK_S)
         except EndOfStream:
@@ -104,7 +120,7 @@ def watch(
         elif camera.state.is_blind and pipeline.report.count:
             publish(sinks, None, pipeline.end())  # nobody is known to be in view of such a camera
         state, sink_states = camera.state, [sink.state for sink in sinks]
-        told = health.due(state, sink_states)
+        told = health.due(state, sink_states, machine_state, slowed_by=thermostat.cause)
         if told:
             publish(sinks, None, [told])
         # A camera that isn't there is no reason for systemd to wait, nor to start us again.

@@ -54,8 +54,7 @@ class Sight:
 
     def look(self, image: Image, now_s: float) -> Ailment | None:
         """What is wrong, with this picture of this moment (of the monotonic clock); None when nothing is."""
-        glance = image[::_STEP, ::_STEP]
-        dark = bool(glance.mean() < DARK_LEVEL and glance.std() < DARK_CONTRAST)
+        dark = is_dark(image)
         if not dark:
             self._bright_s = now_s
         self._compare(image, now_s, comparable=not dark)
@@ -90,6 +89,12 @@ class Sight:
             # Half as many again, before it is well: a camera at the bound would come and go.
             enough = self._slow_fps * NOTICE_S * (1.5 if self._slow else 1)
             self._slow = len(self._times) < enough
+
+
+def is_dark(image: Image) -> bool:
+    """Whether there is nothing to be seen."""
+    glance = image[::_STEP, ::_STEP]
+    return bool(glance.mean() < DARK_LEVEL and glance.std() < DARK_CONTRAST)
 
 
 def _same(image: Image, other: Image) -> bool:

@@ -7,6 +7,9 @@ import sys
 import pytest
 
 from edgefer import __version__
+from edgefer.problems import KINDS
+
+MACHINE = ["clock", "temperature", "memory", "disk"]
 
 
 def test_help_names_every_command_with_an_example(edgefer):
@@ -55,7 +58,7 @@ def test_settings_are_listed_even_when_some_are_wrong(edgefer):
 def test_doctor_tells_of_each_part_and_its_fix(edgefer):
     done = edgefer("doctor", EDGEFER_CAMERA="synthetic://", EDGEFER_MQTT__PORT="1", EDGEFER_EMOTION__MODEL="smile")
     told = {line.split()[1]: line for line in done.stdout.splitlines()}
-    assert list(told) == ["runtime", "models", "camera", "broker", "permissions", "clock", "temperature"]
+    assert list(told) == ["runtime", "models", "camera", "broker", "permissions", *MACHINE]
     assert told["runtime"].startswith("ok")
     assert told["models"].startswith("FAIL")
     assert "no model named 'smile'" in told["models"]
@@ -70,6 +73,21 @@ def test_doctor_tells_of_a_camera_that_is_not_there(edgefer):
     done = edgefer("doctor", EDGEFER_CAMERA="/dev/video97", EDGEFER_MQTT__PORT="1")
     assert re.search(r"^FAIL camera +.*/dev/video97", done.stdout, re.MULTILINE)
     assert done.returncode == 74
+
+
+def test_doctor_notes_a_black_picture_and_says_what_to_do(edgefer, tmp_path):
+    (tmp_path / "fault").write_text("dark")
+    done = edgefer("doctor", EDGEFER_CAMERA=f"faulty://{tmp_path}/fault")
+    (line,) = (line for line in done.stdout.splitlines() if " camera " in line)
+    assert line.startswith("note camera")
+    assert "Take the cover off the lens" in line
+
+
+def test_doctor_explains_every_problem_with_its_fix(edgefer):
+    done = edgefer("doctor", "--explain")
+    assert done.returncode == 0
+    for known in KINDS:
+        assert f"{known.part}/{known.code}: {known.meaning}\n    {known.fix}\n" in done.stdout
 
 
 def test_doctor_names_the_weights_licence(edgefer):

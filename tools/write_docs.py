@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 from edgefer.payload import SCHEMAS, json_schema
+from edgefer.problems import KINDS
 from edgefer.settings import Variable, variables
 from edgefer.vision.card import Metric, card_schema
 from edgefer.vision.model import find_card
@@ -21,6 +22,18 @@ folder; an empty one counts as not set. They are checked at start: every problem
 `EDGEFER_` name is an error. `edgefer settings` prints them with their values here; secrets are masked.
 
 <!-- Generated from edgefer/settings.py by `make docs`. -->
+"""
+
+PROBLEMS_HEAD = """# Problems
+
+What `problems` in [health](mqtt.md#health) can hold: match on `part` and `code`, and show people the `message`. The
+`status` of `health` is the worst of them. `edgefer doctor` looks for them here and now, and
+`edgefer doctor --explain` prints this page.
+
+<!-- Generated from edgefer/problems.py by `make docs`. -->
+
+| Part | Code | Status | What it means | What to do |
+| --- | --- | --- | --- | --- |
 """
 
 TABLE_HEAD = "| Variable | Values | Default | Meaning |\n| --- | --- | --- | --- |\n"
@@ -42,7 +55,7 @@ def main() -> None:
 def pages() -> dict[str, str]:
     """Every generated page: its file name and its text."""
     schemas = {name: json_schema(kind) for name, kind in SCHEMAS.items()} | {"model-card": card_schema()}
-    return {"settings.md": settings_page(), "models.md": models_page()} | {
+    return {"settings.md": settings_page(), "models.md": models_page(), "problems.md": problems_page()} | {
         f"{name}.schema.json": json.dumps(schema, indent=2) + "\n" for name, schema in schemas.items()
     }
 
@@ -74,6 +87,12 @@ def _figures(name: str, metrics: Sequence[Metric]) -> Iterator[str]:
                 f"| `{name}` | {metric.dataset}, {metric.split} | {metric.metric} | {metric.value:.4f} | "
                 f"{unquantised} |\n"
             )
+
+
+def problems_page() -> str:
+    """docs/problems.md."""
+    rows = [f"| `{kind.part}` | `{kind.code}` | {kind.status} | {kind.meaning} | {kind.fix} |\n" for kind in KINDS]
+    return PROBLEMS_HEAD + "".join(rows)
 
 
 def _row(variable: Variable) -> str:
