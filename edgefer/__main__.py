@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from edgefer import __version__
+from edgefer import __version__, logs
 from edgefer.errors import EdgeferError, SettingsError, UsageError
 from edgefer.settings import Settings, load_settings, show, variables
 
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; gives its exit code (edgefer/errors.py lists them)."""
     try:
         options = _parser().parse_args(arguments)
-        logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+        logs.set_up()
         code: int = options.command(options)
         sys.stdout.flush()
     except EdgeferError as error:

@@ -37,7 +37,12 @@ class Thermostat:
             if self.cause is None:
                 self.cause = "throttled" if machine.throttled else "hot"
                 why = "the machine is throttled" if machine.throttled else f"the machine has {degrees:.0f} °C"
-                log.warning("%s: looking at %g frames a second until that is over", why, HOT_FPS)
+                log.warning(
+                    "%s: looking at %g frames a second until that is over",
+                    why,
+                    HOT_FPS,
+                    extra={"EDGEFER_CODE": self.cause},
+                )
         elif self.cause and (degrees is None or degrees < COOL_C):
             self._well_since_s = self._well_since_s or now_s
             if now_s - self._well_since_s >= CALM_S:

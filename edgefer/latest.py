@@ -140,7 +140,7 @@ class Latest:
         found = v4l2.found_again(uri, self._lasting_name)
         camera = open_camera(found, self._settings, self._stop)
         try:
-            log.info("camera open: %s", camera.description)
+            log.info("camera open: %s", camera.description, extra={"EDGEFER_CAMERA": uri.public})
             self._lasting_name = v4l2.lasting_name(found)
             self._waiting_since_s = self._opened_s = time.monotonic()
             self._sight.opened(self._opened_s)
@@ -202,7 +202,7 @@ class Latest:
             # Where none came before, it wasn't lost: it wasn't there yet.
             self._reopened += former is not None and former[0] in ("lost", "frozen") and self._number > 0
         if trouble is not None and trouble != former:
-            log.warning("%s", trouble[1])
+            log.warning("%s", trouble[1], extra={"EDGEFER_CODE": trouble[0]})
         elif trouble is None and former is not None and self._number > 0:
             log.info("the camera is back")
 
@@ -210,7 +210,8 @@ class Latest:
         with self._changed:
             former, self._trouble = self._trouble, (code, str(error))
         # Once a problem is told, a person at the log needs no repetition.
-        log.log(logging.DEBUG if former == (code, str(error)) else logging.ERROR, "%s; trying again", error)
+        level = logging.DEBUG if former == (code, str(error)) else logging.ERROR
+        log.log(level, "%s; trying again", error, extra={"EDGEFER_CODE": code})
         log.debug("the next try is in %.1f s", retry_s)
 
     def _silence(self) -> tuple[Code, str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from edgefer.messages import (
     Presence,
     PresentFace,
 )
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,10 @@ class Reporter:
     ) -> FaceEvent:
         face, track, size = known.face, known.face.track, known.size
         self._seq += 1
+        if event != "updated":
+            # By track: a name is for the broker, not for a log that is kept for months.
+            fields = {"EDGEFER_TRACK": track.track_id, "EDGEFER_PEOPLE": self.count, "EDGEFER_CAMERA": known.camera}
+            log.info("a face %s; %d in view", event, self.count, extra=fields)
         return FaceEvent(
             event=event,
             device=self._origin.device,

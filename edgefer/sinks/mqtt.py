@@ -220,7 +220,7 @@ class MqttSink:
     def _tell(self, problem: str | None) -> None:
         # Once a problem is told, a person at the log needs no repetition.
         if problem is not None and problem != self._problem:
-            log.warning("%s", problem)
+            log.warning("%s", problem, extra={"EDGEFER_CODE": "undelivered"})
         self._problem = problem
 
 

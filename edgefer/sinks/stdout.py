@@ -101,7 +101,7 @@ class StdoutSink:
                 self._published += problem is None
                 self._dropped += problem is not None
             if problem is not None and problem != self._problem:
-                log.warning("%s", problem)
+                log.warning("%s", problem, extra={"EDGEFER_CODE": "undelivered"})
             self._problem = problem
 
 

@@ -1,0 +1,117 @@
+"""Where log lines go: to the journal with fields when systemd runs us, else to standard error as readable lines."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+JOURNAL = Path("/run/systemd/journal/socket")
+"""Where the journal takes entries (systemd.io/JOURNAL_NATIVE_PROTOCOL)."""
+BURST, BURST_S = 20, 60.0
+"""So many lines from one place in the code are written in so many seconds; the next one says how many were left out."""
+LONGEST = 8000
+"""Characters of a field: a journal's entry fits one datagram."""
+FIELDS = ("EDGEFER_TRACK", "EDGEFER_PEOPLE", "EDGEFER_CAMERA", "EDGEFER_CODE")
+"""What a log line may carry besides its words, as `extra`: `journalctl EDGEFER_CODE=frozen` finds them."""
+
+
+def set_up(environment: Mapping[str, str] = os.environ, journal: Path = JOURNAL) -> None:
+    """Send what is logged to the journal or to standard error."""
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    if is_journal(environment, sys.stderr.fileno() if sys.stderr else -1):
+        try:
+            handler = JournalHandler(journal)
+        except OSError:  # none there: systemd understands a priority before a line, too
+            handler.setFormatter(_PriorityFormatter("%(name)s: %(message)s"))
+    handler.addFilter(RateLimit())
+    logging.basicConfig(handlers=[handler])
+
+
+def is_journal(environment: Mapping[str, str], descriptor: int) -> bool:
+    """Whether a file is the one that systemd says is connected to the journal."""
+    try:
+        file = os.fstat(descriptor)
+    except OSError:
+        return False
+    return environment.get("JOURNAL_STREAM") == f"{file.st_dev}:{file.st_ino}"
+
+
+class RateLimit(logging.Filter):
+    """Leaves out lines that come too often from one place in the code, and says how many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._places: dict[tuple[str, int], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a line is written."""
+        place = record.pathname, record.lineno
+        since_s, count = self._places.get(place, (record.created, 0))
+        if record.created - since_s > BURST_S:
+            if count > BURST:
+                record.msg, record.args = f"{record.getMessage()} ({count - BURST} more like this were left out)", ()
+            since_s, count = record.created, 0
+        self._places[place] = since_s, count + 1
+        return count < BURST
+
+
+class JournalHandler(logging.Handler):
+    """Writes entries with fields; OSError where there is no journal."""
+
+    def __init__(self, journal: Path) -> None:
+        super().__init__()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            self._socket.connect(str(journal))
+        except OSError:
+            self.close()
+            raise
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write an entry; one that the journal doesn't take is left out, as a log must not stop the camera."""
+        fields = {
+            "MESSAGE": self.format(record),
+            "PRIORITY": str(_priority(record)),
+            "SYSLOG_IDENTIFIER": "edgefer",
+            "LOGGER": record.name,
+            "CODE_FILE": record.pathname,
+            "CODE_LINE": str(record.lineno),
+            "CODE_FUNC": record.funcName,
+        } | {name: str(getattr(record, name)) for name in FIELDS if getattr(record, name, None) is not None}
+        try:
+            self._socket.send(b"".join(_entry(name, value[:LONGEST]) for name, value in fields.items()))
+        except OSError:
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's own name
+        """Say it on standard error, which goes to the journal too."""
+        sys.stderr.write(f"{record.levelname} {record.name}: {record.getMessage()}\n")
+
+    def close(self) -> None:
+        """Give the socket back."""
+        self._socket.close()
+        super().close()
+
+
+class _PriorityFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        # Each line is an entry of its own.
+        return "\n".join(f"<{_priority(record)}>{line}" for line in super().format(record).splitlines())
+
+
+def _entry(name: str, value: str) -> bytes:
+    # With its length before it, a value may hold whatever it likes, line ends too.
+    data = value.encode(errors="backslashreplace")
+    return name.encode() + b"\n" + struct.pack("<Q", len(data)) + data + b"\n"
+
+
+def _priority(record: logging.LogRecord) -> int:
+    """syslog's: 3 error, 4 warning, 6 info, 7 debug."""
+    levels = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+    return next((priority for level, priority in levels if record.levelno >= level), 7)
