@@ -102,11 +102,15 @@ class Latest:
             code, problem = self._trouble or self._silence() or ("lost", None)
             return CameraState(problem, self._dropped, self._reopened, code, alive=not self._pulse.missed)
 
-    def close(self, timeout_s: float) -> None:
-        """Stop capturing and give the camera back; what takes longer than `timeout_s` is left behind."""
+    def stop(self) -> None:
+        """Have the camera given back, without waiting for it."""
         self._stop.set()
         with self._changed:
             self._changed.notify_all()
+
+    def close(self, timeout_s: float) -> None:
+        """Stop capturing and give the camera back; what takes longer than `timeout_s` is left behind."""
+        self.stop()
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             log.warning("the camera doesn't answer; leaving it")
@@ -145,7 +149,7 @@ class Latest:
             self._waiting_since_s = self._opened_s = time.monotonic()
             self._sight.opened(self._opened_s)
             while not self._stop.is_set():
-                self._pulse.expect_within(READ_LIMIT_S)
+                self._pulse.expect_within(READ_LIMIT_S + 3 / self._settings.fps)
                 picture, ailment = camera.read(), None
                 if not camera.live:
                     self._wait_until_taken()

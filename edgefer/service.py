@@ -74,6 +74,7 @@ def run(settings: Settings, stop: threading.Event, root: Path = machine.ROOT) ->
             watch(camera, pipeline, health, sinks, manager, read_machine, stop)
         finally:
             manager.stopping()
+            camera.stop()  # while what waits goes out
             publish(sinks, None, pipeline.end())
         return health.totals()
 

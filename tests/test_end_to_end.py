@@ -428,6 +428,40 @@ def test_a_camera_that_fails_is_opened_again(run, mosquitto, subscribe):
     subscriber.wait_for_payload("/health", lambda health: health["camera"]["reopened"] >= 1)
 
 
+def test_a_frozen_camera_and_a_dark_one_are_told_and_come_back(run, mosquitto, subscribe, tmp_path):
+    fault = tmp_path / "fault"
+    fault.write_text("ok")
+    subscriber = subscribe(mosquitto)
+    daemon = run(mosquitto, EDGEFER_CAMERA=f"faulty://{fault}")
+    told = {"time": ""}
+
+    def wait_for(status: str, code: str | None) -> dict:
+        return subscriber.wait_for_payload(
+            "/health",
+            lambda health: (
+                health["time"] > told["time"]
+                and (health["camera"]["status"], health["camera"]["fps"] > 0) == (status, True)
+                and code in {None, *(p["code"] for p in health["problems"] if p["part"] == "camera")}
+            ),
+        )
+
+    told = wait_for("ok", None)
+    fault.write_text("freeze")
+    told = wait_for("frozen", "frozen")
+    assert told["status"] == "failed"
+    fault.write_text("ok")
+    told = wait_for("ok", None)
+    assert told["camera"]["reopened"] == 1
+    fault.write_text("dark")
+    told = wait_for("dark", "dark")
+    assert told["status"] == "degraded"
+    fault.write_text("ok")
+    told = wait_for("ok", None)
+    assert told["camera"]["reopened"] == 1
+    assert daemon.stop() == 0
+    check_messages(subscriber.wait_for(gone))
+
+
 def write_film(path: Path, pictures: range) -> Path:
     """A piece of the sample as a video file."""
     codec = {".avi": "MJPG", ".mp4": "mp4v"}[path.suffix]

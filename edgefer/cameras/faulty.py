@@ -4,7 +4,7 @@ The file holds one word, which is read before each picture; without the file all
 
 - `freeze`: the same picture again and again, as some drivers give after an unplug
 - `dark`: black, but for the noise of the sensor
-- `slow`: a picture a second
+- `slow`: two pictures a second
 - `hang`: no answer, for ever, as from a wedged driver
 - `crash`: the driver ends the process
 - `vanish`: unplugged
@@ -48,7 +48,7 @@ class FaultyCamera:
     def read(self) -> Picture:
         """The next picture, or what a fault leaves of it."""
         word = self._obey()
-        time.sleep(1.0 if word == "slow" else 1 / self._wanted.fps)
+        time.sleep(0.5 if word == "slow" else 1 / self._wanted.fps)
         if word == "dark":
             return Picture(self._noise.integers(0, 4, self._background.shape, np.uint8))
         self._index += word != "freeze"
