@@ -116,10 +116,11 @@ class HealthMonitor:
         return self._health(camera, sinks, now_s)
 
     def _note_problems(self, camera: CameraState, sinks: Sequence[SinkState]) -> None:
-        found: list[tuple[Literal["camera", "broker", "stdout"], str, str]] = []
+        found: list[tuple[Literal["camera", "broker", "stdout", "machine"], str, str]] = []
         if camera.problem:
             found.append(("camera", "lost", camera.problem))
         found += [(sink.part, "undelivered", sink.problem) for sink in sinks if sink.problem]
+        found += [("machine", "unstored", sink.unstored) for sink in sinks if sink.unstored]
         now, former = datetime.now(timezone.utc), self._problems
         self._problems = {
             (part, code): Problem(

@@ -299,7 +299,7 @@ class StageTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventCounts:
-    """What became of the face events of this boot.
+    """What became of the face events of this boot, and of those of earlier ones that still waited.
 
     They were acknowledged by the broker (some of them late), wait, or were given up: too old, or too many or refused.
     """

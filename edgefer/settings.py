@@ -147,6 +147,8 @@ class EventsSettings(Group):
     """Seconds between `updated` events of a face that stays in view and doesn't change."""
     expiry_s: Annotated[float, Field(ge=1, le=604800)] = 3600
     """Seconds after which an event that couldn't be sent is dropped, and a broker drops it (MQTT 5)."""
+    store: bool = True
+    """Keep events that wait for longer than a second in the state folder, so that they outlive a restart."""
 
 
 class DetectorSettings(Group):
@@ -221,7 +223,7 @@ class Settings(BaseSettings):
     camera: Annotated[str, Field(min_length=1)] = "auto"
     """The camera's URI, as docs/cameras.md lists them; `auto` takes the first camera found."""
     state_dir: UserPath = Field(default_factory=_default_state_dir)
-    """Where the gallery is kept; $STATE_DIRECTORY, else edgefer/ in the XDG state folder, when not set."""
+    """Where people and waiting events are kept; $STATE_DIRECTORY, else edgefer/ in the XDG state folder."""
     sinks: str = "mqtt"
     """Where events go: `mqtt`, `stdout` (JSON lines), or both with a comma between."""
     threads: Annotated[int, Field(ge=1, le=64)] = 1

@@ -22,6 +22,8 @@ class SinkState:
     events: EventCounts
     part: Literal["broker", "stdout"] = "broker"
     """Where the problem is, in the words of `health`."""
+    unstored: str | None = None
+    """Why events that wait can't be kept for the next start; None while they can, or needn't."""
 
 
 class Sink(Protocol):
