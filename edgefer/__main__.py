@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from edgefer import __version__
 from edgefer.errors import EdgeferError, SettingsError, UsageError
+from edgefer.escape import SafeFormatter, escape_lines
 from edgefer.settings import Settings, load_settings, show, variables
 
 if TYPE_CHECKING:
@@ -34,11 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; gives its exit code (edgefer/errors.py lists them)."""
     try:
         options = _parser().parse_args(arguments)
-        logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+        lines = logging.StreamHandler(sys.stderr)
+        lines.setFormatter(SafeFormatter("%(levelname)s %(name)s: %(message)s"))
+        logging.basicConfig(handlers=[lines])
         code: int = options.command(options)
         sys.stdout.flush()
     except EdgeferError as error:
-        print(f"edgefer: {error}", file=sys.stderr)
+        print(f"edgefer: {escape_lines(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130

@@ -36,6 +36,8 @@ CREATE TABLE event (
 );
 """
 _COLUMNS = {"meta": ["name", "value"], "event": ["id", "payload", "captured_at", "machine_boot"]}
+_PASSING = ("disk is full", "unable to open", "readonly", "disk I/O", "is locked", "out of memory")
+"""What SQLite says of troubles that aren't the file's own. (Its error codes reach Python from 3.11 on.)"""
 _ASIDE = ".aside-"
 _PARTS = ("", "-wal", "-shm")
 """What SQLite makes of one file."""
@@ -93,7 +95,7 @@ class Store:
         with self._errors():
             database = self._open()
             rows = database.execute("SELECT id, payload, captured_at, machine_boot FROM event ORDER BY id").fetchall()
-            events = [(row, self._event(row[1])) for row in rows]
+            events = [(row, self._event(row[1]) if isinstance(row[2], float) else None) for row in rows]
             unreadable = [row[0] for row, event in events if event is None]
             if unreadable:
                 log.warning("%s: %d event(s) in it can't be read; dropping them", self.path, len(unreadable))
@@ -184,6 +186,7 @@ class Store:
         if self.path.stat().st_size > MAX_FILE_BYTES:
             raise sqlite3.DatabaseError(f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
         database = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        database.text_factory = lambda text: text.decode(errors="replace")
         try:
             database.execute("PRAGMA secure_delete = ON")
             database.execute("PRAGMA journal_mode = WAL")
@@ -242,11 +245,10 @@ class Store:
         except StoreError:
             self._release()
             raise
-        except sqlite3.OperationalError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             self._release()
-            raise StoreError(_advise(self.path, str(error))) from error
-        except sqlite3.DatabaseError as error:
-            self._release()
+            if any(passing in str(error) for passing in _PASSING):
+                raise StoreError(_advise(self.path, str(error))) from error
             if not owner:
                 raise StoreError(
                     f"{self.path} can't be read ({error}), so the events in it stay; delete it: it may name anybody"
