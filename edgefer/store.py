@@ -192,6 +192,9 @@ class Store:
             database.execute("PRAGMA journal_mode = WAL")
             # No wait for the card at each write: what is written outlives our end at once, and a power cut soon.
             database.execute("PRAGMA synchronous = NORMAL")
+            # Kilobytes of memory: a write touches a few pages. And a WAL of 256 pages, a megabyte, is folded in.
+            database.execute("PRAGMA cache_size = -256")
+            database.execute("PRAGMA wal_autocheckpoint = 256")
             self._check_version(database)
             self._seal = self._open_seal(database)
         except BaseException:
