@@ -33,7 +33,7 @@ soak: .venv/dev mosquitto ## an hour (SOAK_S) of faults: are memory and file han
 	PYTHONPATH=tests .venv/bin/python tests/faults/soak.py $(SOAK_S)
 
 audit: .venv-audit/done ## known vulnerabilities of what a wheel installs; asks the vulnerability service of PyPI
-	.venv-audit/bin/pip-audit --requirement .venv-audit/installed.txt --no-deps --disable-pip
+	.venv-audit/bin/pip-audit --requirement .venv-audit/installed.txt --no-deps --disable-pip --strict
 
 sbom: .venv-audit/done ## what a wheel installs, as a CycloneDX bill of materials in dist/
 	mkdir -p dist

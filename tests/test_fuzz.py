@@ -65,7 +65,7 @@ text = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 secret_names = {variable.name for variable in variables() if variable.secret}
 
 
-@bounded
+@few
 @given(
     st.dictionaries(
         st.sampled_from([variable.name for variable in variables()]),

@@ -15,9 +15,9 @@ from edgefer.cameras import sample
 from edgefer.errors import InputError
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _pictures() -> None:
-    """The sample camera's pictures come with an extra."""
+@pytest.fixture(scope="session")
+def pictures() -> None:
+    """Skips the test where they are missing: the sample camera's pictures come with an extra."""
     try:
         for actor in sample.CAST:
             sample.picture_path(actor)
@@ -26,7 +26,7 @@ def _pictures() -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path, closing: contextlib.ExitStack) -> Callable[..., Daemon]:
+def run(pictures: None, tmp_path: Path, closing: contextlib.ExitStack) -> Callable[..., Daemon]:
     """Starts a busy daemon that ends with the test; `variables` change its settings."""
 
     def start(broker: Broker, **variables: str) -> Daemon:

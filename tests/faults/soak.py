@@ -23,8 +23,9 @@ SAMPLE_S = 60.0
 FAULT_S = 20.0
 """A fault begins every so often, and lasts half of it: so the store's file is made and removed again and again."""
 GROWTH_MB = 2.0
-"""So much more memory of its own (that no file backs) over the run is still flat: pages of a heap that is used in another
-order. It is the slope over all samples after the first quarter. A leak of an event each second would be 3 MB an hour."""
+"""So much more memory of its own (that no file backs) over the run is flat: pages of a heap that is used differently.
+
+It is the slope over all samples after the first quarter. A leak of an event each second would be 3 MB an hour."""
 GROWTH_HANDLES = 2
 """A connection that is being opened, and the store."""
 

@@ -22,7 +22,7 @@ KEPT = ("autosave_interval 1", "autosave_on_changes true")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def half_open(tmp_path_factory):
+def half_open(pictures, tmp_path_factory):
     """A daemon whose connection was lost without a word. To notice takes two keepalives: it waits while others run."""
     if shutil.which("mosquitto") is None:
         pytest.skip("mosquitto isn't installed: `sudo apt-get install mosquitto`, or `make test` where it may")
@@ -219,7 +219,7 @@ def sample_picture() -> Path:
     return sample.picture_path(sample.GRACE)
 
 
-def test_a_full_disk_is_told_and_waited_for(mosquitto, subscribe, tmp_path, closing):
+def test_a_full_disk_is_told_and_waited_for(pictures, mosquitto, subscribe, tmp_path, closing):
     """In a mount namespace of its own: a disk of 64 kB, which is filled and emptied again."""
     state = tmp_path / "state"
     state.mkdir()
