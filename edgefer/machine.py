@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 from pathlib import Path
 
@@ -37,8 +38,13 @@ def memory_mb() -> float:
 def is_clock_synced() -> bool:
     """Whether the kernel says that the clock is set by a time server; a Pi has no clock that runs while it is off."""
     request = ctypes.create_string_buffer(_TIMEX_BYTES)  # zeros: only asks
-    state = ctypes.CDLL(None).adjtimex(request)
+    state = _c_library().adjtimex(request)
     return state not in (-1, _TIME_ERROR)
+
+
+@functools.cache
+def _c_library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)  # each would be a class of its own; this is asked for every event
 
 
 def _read(path: Path) -> str | None:
