@@ -8,6 +8,7 @@ import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import hypothesis
 import pytest
 from brokers import PATIENCE_S, wait_until
 from examples import face_event
@@ -85,6 +86,7 @@ steps = st.lists(
 )
 
 
+@hypothesis.settings(deadline=None)
 @given(steps)
 def test_every_event_is_counted_exactly_once_and_the_order_never_changes(steps):
     outbox = Outbox(expiry_s=LONG_AGO_S / 2, capacity=4)
@@ -427,6 +429,7 @@ def test_a_file_that_cannot_be_read_is_not_passed_over_when_somebody_is_forgotte
     assert (folder / FILE).exists()
 
 
+@hypothesis.settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_a_replayed_event_is_marked_whatever_it_says(name):
     event = face_event(1, identity=Identity("known", name, 0.7), camera='","replayed":false,"')
