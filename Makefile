@@ -32,12 +32,13 @@ format: .venv/dev ## format the code
 soak: .venv/dev mosquitto ## an hour (SOAK_S) of faults: are memory and file handles flat?
 	PYTHONPATH=tests .venv/bin/python tests/faults/soak.py $(SOAK_S)
 
-audit: .venv-audit/done ## known vulnerabilities of what a wheel installs; asks the vulnerability service of PyPI
+audit: .venv-audit/done ## known vulnerabilities of what a wheel installs; asks PyPI's service, and fails where it can't
 	.venv-audit/bin/pip-audit --requirement .venv-audit/installed.txt --no-deps --disable-pip --strict
 
 sbom: .venv-audit/done ## what a wheel installs, as a CycloneDX bill of materials in dist/
 	mkdir -p dist
-	.venv-audit/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application \
+	@# Validating it would fetch schemas from the network.
+	.venv-audit/bin/cyclonedx-py environment --no-validate --pyproject pyproject.toml --mc-type application \
 	  --output-reproducible --of JSON --output-file dist/edgefer.cdx.json .venv-audit/wheel/bin/python
 
 docs: .venv/dev ## write the generated pages of docs/ anew
