@@ -1,9 +1,10 @@
 # What a person and CI run: `make demo` first, then `make test`.
 PYTHON ?= python3
 SHELL := /bin/bash -o pipefail
+SOAK_S ?= 3600
 PIP_INSTALL = pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test check format docs clean
+.PHONY: help demo test check format soak audit sbom docs clean
 
 help: ## these lines
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -28,11 +29,23 @@ format: .venv/dev ## format the code
 	.venv/bin/ruff check --fix-only
 	.venv/bin/ruff format
 
+soak: .venv/dev mosquitto ## an hour (SOAK_S) of faults: are memory and file handles flat?
+	PYTHONPATH=tests .venv/bin/python tests/faults/soak.py $(SOAK_S)
+
+audit: .venv-audit/done ## known vulnerabilities of what a wheel installs; asks PyPI's service, and fails where it can't
+	.venv-audit/bin/pip-audit --requirement .venv-audit/installed.txt --no-deps --disable-pip --strict
+
+sbom: .venv-audit/done ## what a wheel installs, as a CycloneDX bill of materials in dist/
+	mkdir -p dist
+	@# Validating it would fetch schemas from the network.
+	.venv-audit/bin/cyclonedx-py environment --no-validate --pyproject pyproject.toml --mc-type application \
+	  --output-reproducible --of JSON --output-file dist/edgefer.cdx.json .venv-audit/wheel/bin/python
+
 docs: .venv/dev ## write the generated pages of docs/ anew
 	.venv/bin/python tools/write_docs.py docs
 
 clean: ## remove the environments and what was built
-	rm -rf .venv .venv-tflite .venv-train build dist
+	rm -rf .venv .venv-tflite .venv-train .venv-audit build dist
 
 .venv/demo: pyproject.toml
 	@tools/need.sh venv
@@ -56,6 +69,16 @@ clean: ## remove the environments and what was built
 	@tools/need.sh venv
 	test -x .venv-train/bin/python || $(PYTHON) -m venv .venv-train
 	.venv-train/bin/$(PIP_INSTALL) -e '.[train,dev]'
+	touch $@
+
+# The auditors in one environment, and in another what a wheel installs, with the extras of a service, and nothing else.
+.venv-audit/done: pyproject.toml
+	@tools/need.sh venv
+	test -x .venv-audit/bin/python || $(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/$(PIP_INSTALL) 'pip-audit>=2.9,<3' 'cyclonedx-bom>=7,<8'
+	rm -rf .venv-audit/wheel && $(PYTHON) -m venv --without-pip .venv-audit/wheel
+	.venv-audit/bin/pip --python .venv-audit/wheel/bin/python install --quiet --disable-pip-version-check '.[seal]'
+	.venv-audit/bin/pip --python .venv-audit/wheel/bin/python freeze --exclude edgefer > .venv-audit/installed.txt
 	touch $@
 
 .PHONY: mosquitto

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from edgefer import __version__, logs
 from edgefer.errors import EdgeferError, SettingsError, UsageError
+from edgefer.escape import escape_lines
 from edgefer.settings import Settings, load_settings, show, variables
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         code: int = options.command(options)
         sys.stdout.flush()
     except EdgeferError as error:
-        print(f"edgefer: {error}", file=sys.stderr)
+        print(f"edgefer: {escape_lines(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130

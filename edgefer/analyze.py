@@ -10,6 +10,7 @@ from pathlib import Path
 from edgefer import emotions
 from edgefer.cameras import EndOfStream, open_camera, parse_uri
 from edgefer.errors import InputError
+from edgefer.escape import escape, escape_lines
 from edgefer.gallery import open_gallery
 from edgefer.identify import identity_rule
 from edgefer.messages import Detection, Emotion, FaceReading, Identity, Image, PictureReading
@@ -40,7 +41,7 @@ def analyze(settings: Settings, files: Sequence[str], *, as_json: bool) -> int:
                     sys.stdout.write(to_json(picture).decode() + "\n" if as_json else table(picture))
             except InputError as error:
                 sys.stdout.flush()
-                print(f"edgefer: {error}", file=sys.stderr)
+                print(f"edgefer: {escape_lines(str(error))}", file=sys.stderr)
                 code = error.exit_code
     return code
 
@@ -81,9 +82,10 @@ def reader(settings: Settings, parts: ExitStack) -> Read:
 
 def read_file(file: str, settings: Settings, read: Read) -> Iterator[PictureReading]:
     """The picture, or the frames of the video, in a file; InputError when it can't be read."""
+    shown = file.encode(errors="backslashreplace").decode()  # JSON can't hold a name that isn't UTF-8
     for time_s, image in _pictures(file, settings):
         height, width = image.shape[:2]
-        yield PictureReading(file=file, time_s=time_s, width=width, height=height, faces=read(image))
+        yield PictureReading(file=shown, time_s=time_s, width=width, height=height, faces=read(image))
 
 
 def _pictures(file: str, settings: Settings) -> Iterator[tuple[float | None, Image]]:
@@ -109,7 +111,7 @@ def _files(paths: Sequence[str]) -> Iterator[str]:
 def table(picture: PictureReading) -> str:
     """One picture's faces for people, a line each."""
     when = "" if picture.time_s is None else f" at {picture.time_s:.2f} s"
-    lines = [f"{picture.file}{when}: {picture.width}x{picture.height}, {len(picture.faces)} face(s)"]
+    lines = [f"{escape(picture.file)}{when}: {picture.width}x{picture.height}, {len(picture.faces)} face(s)"]
     for face in picture.faces:
         who = face.identity.name or face.identity.status
         feels = face.emotion.label or face.emotion.status

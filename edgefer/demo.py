@@ -48,6 +48,8 @@ def run_demo(settings: Settings, clip: str | None, *, as_json: bool) -> int:
             "sinks": "mqtt",
             # On a configured broker, the real daemon's topics are left alone.
             "device": f"{settings.device[:59]}-demo",
+            # ... and so are the events that wait for it.
+            "events": settings.events.model_copy(update={"store": False}),
         }
         if "host" not in settings.mqtt.model_fields_set:
             port = parts.enter_context(embedded_broker())

@@ -196,6 +196,8 @@ def _problems(camera: CameraState, sinks: Sequence[SinkState]) -> Iterator[Found
     for sink in sinks:
         if sink.problem:
             yield sink.part, "undelivered", sink.problem
+        if sink.unstored:
+            yield "machine", "unstored", sink.unstored
 
 
 def machine_problems(machine: MachineState, slowed_by: Literal["hot", "throttled"] | None) -> Iterator[Found]:

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from edgefer.escape import SafeFormatter, escape
+
 JOURNAL = Path("/run/systemd/journal/socket")
 """Where the journal takes entries (systemd.io/JOURNAL_NATIVE_PROTOCOL)."""
 BURST, BURST_S = 20, 60.0
@@ -23,10 +25,11 @@ FIELDS = ("EDGEFER_TRACK", "EDGEFER_PEOPLE", "EDGEFER_CAMERA", "EDGEFER_CODE")
 def set_up(environment: Mapping[str, str] = os.environ, journal: Path = JOURNAL) -> None:
     """Send what is logged to the journal or to standard error."""
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(SafeFormatter("%(levelname)s %(name)s: %(message)s"))
     if is_journal(environment, sys.stderr.fileno() if sys.stderr else -1):
         try:
             handler = JournalHandler(journal)
+            handler.setFormatter(SafeFormatter())
         except OSError:  # none there: systemd understands a priority before a line, too
             handler.setFormatter(_PriorityFormatter("%(name)s: %(message)s"))
     handler.addFilter(RateLimit())
@@ -91,7 +94,7 @@ class JournalHandler(logging.Handler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's own name
         """Say it on standard error, which goes to the journal too."""
-        sys.stderr.write(f"{record.levelname} {record.name}: {record.getMessage()}\n")
+        sys.stderr.write(f"{record.levelname} {record.name}: {escape(record.getMessage())}\n")
 
     def close(self) -> None:
         """Give the socket back."""
@@ -99,7 +102,7 @@ class JournalHandler(logging.Handler):
         super().close()
 
 
-class _PriorityFormatter(logging.Formatter):
+class _PriorityFormatter(SafeFormatter):
     def format(self, record: logging.LogRecord) -> str:
         # Each line is an entry of its own.
         return "\n".join(f"<{_priority(record)}>{line}" for line in super().format(record).splitlines())

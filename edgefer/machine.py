@@ -106,7 +106,7 @@ def is_clock_synced() -> bool:
 
 @functools.cache
 def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
+    return ctypes.CDLL(None)  # each would be a class of its own, and this is asked for every event
 
 
 def _resident_and_shared(process: str) -> tuple[int, int]:

@@ -261,7 +261,9 @@ class Presence:
 
 
 Part = Literal["camera", "broker", "stdout", "machine"]
-ProblemCode = Literal["lost", "frozen", "dark", "slow", "undelivered", "hot", "throttled", "memory", "disk", "clock"]
+ProblemCode = Literal[
+    "lost", "frozen", "dark", "slow", "undelivered", "hot", "throttled", "memory", "disk", "unstored", "clock"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,7 +308,7 @@ class StageTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventCounts:
-    """What became of the face events of this boot.
+    """What became of the face events of this boot, and of those of earlier ones that still waited.
 
     They were acknowledged by the broker (some of them late), wait, or were given up: too old, or too many or refused.
     """

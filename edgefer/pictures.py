@@ -9,8 +9,11 @@ import cv2
 import numpy as np
 
 from edgefer.errors import InputError
+from edgefer.files import read_bounded
 from edgefer.messages import Image
 
+MAX_BYTES = 64 * 2**20
+"""Of a picture's file. What it may come to once it is read, edgefer/__init__.py says."""
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
 
@@ -31,7 +34,7 @@ def read_picture(path: Path) -> Image:
     """A picture, BGR, turned upright as its EXIF data says; InputError when it can't be read."""
     try:
         # Not imread: it ends the process over a name that isn't UTF-8.
-        data = np.frombuffer(path.read_bytes(), np.uint8)
+        data = np.frombuffer(read_bounded(path, MAX_BYTES), np.uint8)
         image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     except OSError as error:
         raise InputError(f"{path}: can't be read: {error.strerror}") from error

@@ -101,6 +101,15 @@ KINDS = (
     ),
     Kind(
         "machine",
+        "unstored",
+        "degraded",
+        "Events that wait for the broker can't be kept for the next start: the disk is full or read-only, or the file "
+        "was damaged and has been set aside.",
+        "The message names the file. EDGEFER_STATE_DIR must be a folder we may write to, with room. Meanwhile events "
+        "wait in memory, and are sent all the same.",
+    ),
+    Kind(
+        "machine",
         "clock",
         "ok",
         "The clock isn't set by a time server: events carry `clock_synced` false, and their times may be wrong.",

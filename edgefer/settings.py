@@ -36,9 +36,12 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as UnparsableError
 
 from edgefer.errors import SettingsError
+from edgefer.files import read_bounded
 
 PREFIX = "EDGEFER_"
 ENV_FILE = Path(".env")
+MAX_FILE_BYTES = 2**16
+"""Of a .env, and of a password's file: the latter is sent whole to the broker, as an MQTT field holds no more."""
 
 Score = Annotated[float, Field(gt=0, lt=1)]
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
@@ -74,11 +77,11 @@ class FrameSettings(Group):
 class MqttSettings(Group):
     """The broker."""
 
-    host: Annotated[str, Field(min_length=1)] = "localhost"
+    host: Annotated[str, Field(min_length=1, max_length=255)] = "localhost"
     """Name or address of the broker."""
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """Port of the broker; 1883, or 8883 with TLS, when not set."""
-    username: str | None = None
+    username: Annotated[str, Field(max_length=1024)] | None = None
     """User, where the broker asks for one."""
     password: SecretStr | None = None
     """Password of that user. A file or a systemd credential keeps it out of the process's environment."""
@@ -92,7 +95,7 @@ class MqttSettings(Group):
     """PEM file of the client certificate, where the broker asks for one."""
     key_file: UserPath | None = None
     """PEM file of the client certificate's key."""
-    prefix: str = "edgefer"
+    prefix: Annotated[str, Field(max_length=256)] = "edgefer"
     """The first part of every topic; the second is the device's name."""
 
     @field_validator("host")
@@ -136,7 +139,7 @@ class MqttSettings(Group):
     def read_password(self) -> str | None:
         """The password, from wherever it is kept."""
         if self.password_file is not None:
-            return self.password_file.read_text().rstrip("\r\n")
+            return read_bounded(self.password_file, MAX_FILE_BYTES).decode().rstrip("\r\n")
         return None if self.password is None else self.password.get_secret_value()
 
 
@@ -147,6 +150,8 @@ class EventsSettings(Group):
     """Seconds between `updated` events of a face that stays in view and doesn't change."""
     expiry_s: Annotated[float, Field(ge=1, le=604800)] = 3600
     """Seconds after which an event that couldn't be sent is dropped, and a broker drops it (MQTT 5)."""
+    store: bool = True
+    """Keep events that wait for longer than a second in the state folder, so that they outlive a restart."""
 
 
 class DetectorSettings(Group):
@@ -218,10 +223,10 @@ class Settings(BaseSettings):
 
     device: Annotated[str, Field(max_length=64)] = Field(default_factory=socket.gethostname)
     """The name of this machine in topics and events; the host's name when not set. Not with `+`, `#` or `/`."""
-    camera: Annotated[str, Field(min_length=1)] = "auto"
+    camera: Annotated[str, Field(min_length=1, max_length=4096)] = "auto"
     """The camera's URI, as docs/cameras.md lists them; `auto` takes the first camera found."""
     state_dir: UserPath = Field(default_factory=_default_state_dir)
-    """Where the gallery is kept; $STATE_DIRECTORY, else edgefer/ in the XDG state folder, when not set."""
+    """Where people and waiting events are kept; $STATE_DIRECTORY, else edgefer/ in the XDG state folder."""
     sinks: str = "mqtt"
     """Where events go: `mqtt`, `stdout` (JSON lines), or both with a comma between."""
     threads: Annotated[int, Field(ge=1, le=64)] = 1
@@ -348,6 +353,8 @@ def load_settings(**overrides: object) -> Settings:
     """
     problems: list[str] = []
     try:
+        if ENV_FILE.is_file():
+            read_bounded(ENV_FILE, MAX_FILE_BYTES)
         problems += _unknown_names()
         settings = Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks them
     except ValidationError as error:

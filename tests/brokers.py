@@ -71,6 +71,12 @@ class Broker:
             self._process.wait(PATIENCE_S)
             self._process = None
 
+    def kill(self) -> None:
+        """End it at once, with everything that it hasn't written down."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(PATIENCE_S)
+
     def pause(self) -> None:
         """Let it hang: it keeps its connections and does nothing."""
         self._signal(signal.SIGSTOP)
@@ -211,13 +217,15 @@ class Authority:
 
 
 class Cable:
-    """Goes between a client and a broker, and can be pulled, be cut on the way, or pretend that the broker is older."""
+    """Goes between a client and a broker, and can be pulled, be cut on the way, be slow, or pretend an older broker."""
 
     def __init__(self, broker_port: int, *, answer_to_mqtt5: bytes | None = None) -> None:
         self._broker_port = broker_port
         self._answer_to_mqtt5 = answer_to_mqtt5
         self._sockets: list[socket.socket] = []
         self._dead: set[socket.socket] = set()
+        self._delay_s = 0.0
+        self._full = False
         self.port = free_port()
         self.plug_in()
 
@@ -242,6 +250,14 @@ class Cable:
         """Half-open: bytes of the present connections get lost, and no end learns of it. New ones work."""
         self._dead.update(self._sockets)
 
+    def slow_down(self, delay_s: float) -> None:
+        """Let every piece of what is sent, either way, take so long from now on."""
+        self._delay_s = delay_s
+
+    def fill(self, *, full: bool = True) -> None:
+        """Let the broker seem full: every MQTT 5 message is answered with `quota exceeded`."""
+        self._full = full
+
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while True:
@@ -258,14 +274,23 @@ class Cable:
                 return
             broker = socket.create_connection(("localhost", self._broker_port))
             self._sockets += [client, broker]
-            threading.Thread(target=self._carry, args=(broker, client), daemon=True).start()
-            self._carry(client, broker)
+            threading.Thread(target=self._carry, args=(broker, client, self._answers), daemon=True).start()
+            self._carry(client, broker, bytes)
 
-    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+    def _answers(self, packets: bytes) -> bytes:
+        """What the broker sends, with another reason in its PUBACKs (type 4; reason 0x97) while it is to seem full."""
+        changed = b""
+        while self._full and packets:
+            packet, packets = packets[: 2 + packets[1]], packets[2 + packets[1] :]  # short ones: a length of one byte
+            changed += b"\x40\x03" + packet[2:4] + b"\x97" if packet[0] == 0x40 else packet
+        return changed + packets
+
+    def _carry(self, source: socket.socket, sink: socket.socket, change: Callable[[bytes], bytes]) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                time.sleep(self._delay_s)
                 if source not in self._dead:
-                    sink.sendall(data)
+                    sink.sendall(change(data))
         if source not in self._dead:
             for end in (source, sink):
                 with contextlib.suppress(OSError):

@@ -16,6 +16,7 @@ import cv2
 import jsonschema
 import pytest
 from brokers import Broker, Mosquitto, Received, Subscriber, wait_until
+from daemons import RUN_S, Daemon, environment
 
 from edgefer.cameras import sample
 from edgefer.errors import InputError
@@ -27,8 +28,6 @@ SCHEMAS = {
     name: jsonschema.Draft202012Validator(json.loads((ROOT / "docs" / f"{name}.schema.json").read_text()))
     for name in ("face", "presence", "health")
 }
-RUN_S = 100
-"""How long a daemon may take to its end: a guard, never a measure."""
 
 try:
     for actor in sample.CAST:
@@ -37,41 +36,6 @@ try:
 except InputError as missing:
     no_pictures = str(missing)
 needs_pictures = pytest.mark.skipif(bool(no_pictures), reason=no_pictures)
-
-
-class Daemon:
-    """`edgefer run` as a process."""
-
-    def __init__(self, folder: Path, broker: Broker, **variables: str) -> None:
-        self.log = folder / "edgefer.log"
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "edgefer", "run"],
-                env=environment(folder) | broker.variables | variables,
-                cwd=folder,
-                stdout=log,
-                stderr=log,
-            )
-
-    def wait(self) -> int:
-        """Wait for its end; the exit code."""
-        return self.process.wait(RUN_S)
-
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Ask it to stop; the exit code."""
-        self.process.send_signal(number)
-        return self.wait()
-
-    @property
-    def told(self) -> str:
-        """What it has logged."""
-        return self.log.read_text()
-
-
-def environment(folder: Path) -> dict[str, str]:
-    """A device of its own, that nobody has configured."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("EDGEFER_")}
-    return kept | {"EDGEFER_DEVICE": "hall-pi", "EDGEFER_STATE_DIR": str(folder / "state")}
 
 
 @pytest.fixture
@@ -338,7 +302,7 @@ def test_a_broker_may_come_late_and_go_in_between(run, run_mosquitto, subscribe)
     )
 
     def happened(count: int) -> bool:
-        return daemon.told.count("edgefer.face/1") >= count
+        return daemon.event_count >= count
 
     wait_until(lambda: "can't be reached" in daemon.told, "the log to tell of the broker")
     assert "EDGEFER_MQTT__HOST" in daemon.told
@@ -347,7 +311,7 @@ def test_a_broker_may_come_late_and_go_in_between(run, run_mosquitto, subscribe)
     broker.start()
     subscriber.wait_for_payload("/face", lambda event: not event["replayed"])
     broker.stop()
-    so_far = daemon.told.count("edgefer.face/1")
+    so_far = daemon.event_count
     wait_until(lambda: happened(so_far + 2), "events while the broker is away again")
     broker.start()
     subscriber.wait_for_payload("/face", lambda event: event["seq"] > so_far + 2)

@@ -286,6 +286,49 @@ def test_a_half_open_connection_is_noticed_and_ends_up_online(mosquitto, subscri
     assert found[0].payload == "online"
 
 
+def test_a_full_broker_is_told_and_gets_everything_once_it_has_room(
+    mosquitto, subscribe, open_sink, cable, monkeypatch
+):
+    monkeypatch.setattr(mqtt_module, "FULL_RETRY_S", 0.2)
+    subscriber = subscribe(mosquitto)
+    laid = cable(mosquitto.port)
+    sink = open_sink(mosquitto.settings(port=laid.port))
+    wait_connected(sink)
+    laid.fill()
+    publish(sink, *range(50))
+    wait_for_problem(sink, "is full: quota exceeded; give it more room")
+    assert sink.state.events == EventCounts(waiting=50)
+    laid.fill(full=False)
+    wait_until(lambda: sink.state.events.published == 50, "the acknowledgements")
+    assert sink.state.events.dropped == 0
+    wait_connected(sink)
+    # This broker took what it was made to refuse, so some came again; whatever comes first of each is in order.
+    assert list(dict.fromkeys(face_seqs(subscriber.messages))) == list(range(50))
+    assert subscriber.payloads("availability") == ["online"]
+
+
+def test_what_an_earlier_start_has_left_goes_to_its_own_device_as_replayed(mosquitto, subscribe, open_sink):
+    subscriber = subscribe(mosquitto)
+    mosquitto.stop()
+    settings = mosquitto.settings()
+    sink = open_sink(settings)
+    publish(sink, 1, 2)
+    sink.close(0.1)
+    mosquitto.start()
+    sink = open_sink(settings.model_copy(update={"device": "kitchen-pi"}))
+    sink.publish(frame(time.monotonic()), [face_event(7, device="kitchen-pi", boot_id="another")])
+    received = subscriber.wait_for(lambda m: sum(message.topic.endswith("/face") for message in m) >= 3)
+    faces = [(m.topic, m.payload["seq"], m.payload["replayed"]) for m in received if m.topic.endswith("/face")]
+    assert faces == [
+        (f"{TOPICS}/face", 1, True),
+        (f"{TOPICS}/face", 2, True),
+        ("edgefer/kitchen-pi/face", 7, False),
+    ]
+    for message in received:
+        check_payload(message)
+    wait_until(lambda: sink.state.events == EventCounts(published=3, replayed=2), "the counts")
+
+
 def test_what_is_too_old_is_given_up_and_the_rest_carries_what_is_left_of_its_time(mosquitto, subscribe, open_sink):
     subscriber = subscribe(mosquitto)
     settings = mosquitto.settings().model_copy(update={"events": EventsSettings(expiry_s=100)})

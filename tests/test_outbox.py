@@ -1,13 +1,27 @@
 """The outbox: order, bounds, and every event counted once."""
 
+import contextlib
+import json
+import shutil
+import sqlite3
 import time
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
+import hypothesis
+import pytest
+from brokers import PATIENCE_S, wait_until
 from examples import face_event
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgefer.messages import EventCounts
-from edgefer.outbox import Outbox
+from edgefer import outbox as outbox_module
+from edgefer import store as store_module
+from edgefer.messages import EventCounts, Identity
+from edgefer.outbox import Outbox, forget
+from edgefer.payload import as_replayed, to_json
+from edgefer.settings import Settings
+from edgefer.store import FILE, Store, StoreError
 
 LONG_AGO_S = 100.0
 
@@ -16,7 +30,7 @@ def drain(outbox: Outbox) -> list[int]:
     """The `seq` of everything that waits, in the order of sending."""
     waiting, number = [], 0
     while (next_one := outbox.next_after(number)) is not None:
-        waiting.append(next_one.event.seq)
+        waiting.append(json.loads(next_one.payload)["seq"])
         number = next_one.number
     return waiting
 
@@ -72,6 +86,7 @@ steps = st.lists(
 )
 
 
+@hypothesis.settings(deadline=None)
 @given(steps)
 def test_every_event_is_counted_exactly_once_and_the_order_never_changes(steps):
     outbox = Outbox(expiry_s=LONG_AGO_S / 2, capacity=4)
@@ -90,3 +105,334 @@ def test_every_event_is_counted_exactly_once_and_the_order_never_changes(steps):
         assert counts.published + counts.waiting + counts.expired + counts.dropped == put
         assert counts.waiting <= 4
         assert drain(outbox) == sorted(drain(outbox))
+
+
+# On disk
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A state folder; events that wait are written there at once, and an empty file goes at once."""
+    monkeypatch.setattr(outbox_module, "KEPT_AFTER_S", 0.05)
+    monkeypatch.setattr(outbox_module, "EMPTY_FOR_S", 0.1)
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def open_outbox(folder, closing):
+    """Opens an outbox on the state folder, that is closed after the test."""
+
+    def open_outbox(key: str | None = None, **options) -> Outbox:
+        outbox = Outbox(options.pop("expiry_s", 60), store=Store(folder, key), **options)
+        closing.callback(outbox.close)
+        return outbox
+
+    return open_outbox
+
+
+def put(outbox: Outbox, *seqs: int, name: str = "Ada", age_s: float = 0) -> None:
+    for seq in seqs:
+        identity = Identity("known", name, 0.71, 0.29)
+        outbox.put(face_event(seq, identity=identity), time.monotonic() - age_s)
+
+
+def rows(folder: Path) -> int:
+    """How many events are in the file, as another process sees it."""
+    with contextlib.suppress(sqlite3.OperationalError):  # it isn't there, or just being made
+        address = f"{(folder / FILE).as_uri()}?mode=rw"
+        with contextlib.closing(sqlite3.connect(address, uri=True, timeout=PATIENCE_S)) as database:
+            return database.execute("SELECT count(*) FROM event").fetchone()[0]
+    return 0
+
+
+def wait_for_rows(folder: Path, count: int) -> None:
+    wait_until(lambda: rows(folder) == count, f"{count} event(s) in the file")
+
+
+def settings(folder: Path, key: str | None = None) -> Settings:
+    return Settings(state_dir=folder, gallery={"key": key})
+
+
+def test_a_broker_that_answers_in_time_costs_no_write(tmp_path, closing):
+    outbox = Outbox(60, store=Store(tmp_path / "state"))
+    closing.callback(outbox.close)
+    for seq in range(20):
+        put(outbox, seq)
+        outbox.acknowledge(seq + 1, replayed=False)
+    outbox.close()
+    assert not (tmp_path / "state").exists()
+
+
+def test_what_waits_is_found_after_a_restart_in_order_and_comes_first(folder, open_outbox):
+    first = open_outbox()
+    put(first, 1, 2, 3)
+    assert first.close() == 0
+    again = open_outbox()
+    assert again.counts == EventCounts(waiting=3)
+    put(again, 7)
+    assert drain(again) == [1, 2, 3, 7]
+    assert [again.next_after(n).restored for n in range(4)] == [True, True, True, False]
+    for number in range(1, 5):
+        again.acknowledge(number, replayed=True)
+    assert again.counts == EventCounts(published=4, replayed=4)
+    wait_until(lambda: not (folder / FILE).exists(), "the file to go")
+
+
+def test_a_killed_process_leaves_what_it_had_written(folder, open_outbox):
+    put(open_outbox(), 1, 2)
+    wait_for_rows(folder, 2)
+    # As after `kill -9`: the files as they are now, and nobody who holds them.
+    grave = folder.with_name("grave")
+    shutil.copytree(folder, grave)
+    outbox = Outbox(60, store=Store(grave))
+    assert drain(outbox) == [1, 2]
+    outbox.close()
+
+
+def test_the_file_is_its_owners_alone(folder, open_outbox):
+    outbox = open_outbox()
+    put(outbox, 1)
+    wait_for_rows(folder, 1)
+    assert {path.stat().st_mode & 0o777 for path in folder.glob(f"{FILE}*")} == {0o600}
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_leaves_memory_leaves_the_file(folder, open_outbox):
+    outbox = open_outbox(capacity=3)
+    put(outbox, 1, 2, 3)
+    wait_for_rows(folder, 3)
+    put(outbox, 4)
+    outbox.acknowledge(2, replayed=False)
+    outbox.give_up(3)
+    wait_for_rows(folder, 1)
+    assert drain(outbox) == [4]
+    assert outbox.counts == EventCounts(published=1, waiting=1, dropped=2)
+
+
+def test_bytes_are_bounded_too(monkeypatch):
+    monkeypatch.setattr(outbox_module, "MAX_BYTES", 3 * len(to_json(face_event(1))))
+    outbox = Outbox(60)
+    put(outbox, *range(1, 6))
+    assert drain(outbox) == [3, 4, 5]
+    assert outbox.counts == EventCounts(waiting=3, dropped=2)
+
+
+def test_age_goes_on_while_nobody_runs(open_outbox):
+    first = open_outbox()
+    put(first, 1, age_s=50)
+    put(first, 2, age_s=10)
+    first.close()
+    assert open_outbox(expiry_s=40).counts == EventCounts(waiting=1, expired=1)
+
+
+@pytest.mark.parametrize(
+    ("synced", "days", "expired"),
+    [(True, 1, True), (True, -1, False), (False, 1, False)],
+    ids=["a day by a set clock", "the clock went back", "the clock wasn't set"],
+)
+def test_over_a_restart_of_the_machine_only_a_clock_that_is_set_tells_the_age(
+    folder, open_outbox, monkeypatch, synced, days, expired
+):
+    first = open_outbox()
+    then = datetime.now(timezone.utc) - timedelta(days=days)
+    first.put(face_event(1, time=then, clock_synced=synced), time.monotonic())
+    first.close()
+    monkeypatch.setattr(store_module, "_machine_boot", lambda: "another")
+    monkeypatch.setattr(store_module.machine, "is_clock_synced", lambda: True)
+    again = open_outbox()
+    assert again.counts == (EventCounts(expired=1) if expired else EventCounts(waiting=1))
+    if not expired:
+        assert again.next_after(0).restored
+
+
+def test_nobody_is_younger_than_who_came_later(open_outbox, monkeypatch):
+    first = open_outbox()
+    first.put(face_event(1, clock_synced=False), time.monotonic())
+    first.close()
+    second = open_outbox()
+    put(second, 2, age_s=50)
+    second.close()
+    with_boot = sqlite3.connect(second._store.path)
+    with_boot.execute("UPDATE event SET machine_boot = 'another' WHERE id = 1")
+    with_boot.commit()
+    with_boot.close()
+    assert open_outbox(expiry_s=40).counts == EventCounts(expired=2)
+
+
+DAMAGED = {
+    "text": b"no database at all" * 1000,
+    "zeros in the middle": None,
+    "a later version": "PRAGMA user_version = 2",
+    "somebody else's": "PRAGMA user_version = 0",
+    "another table": "ALTER TABLE event DROP COLUMN captured_at",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
+def test_a_file_that_cannot_be_used_is_kept_aside_and_told(folder, open_outbox, caplog, damage):
+    first = open_outbox()
+    put(first, *range(200))
+    first.close()
+    file = folder / FILE
+    if isinstance(damage, str):
+        with contextlib.closing(sqlite3.connect(file)) as database:
+            database.execute(damage)
+    elif damage is None:
+        content = file.read_bytes()
+        file.write_bytes(content[:4096] + bytes(len(content) - 8192) + content[-4096:])
+    else:
+        file.write_bytes(damage)
+    content = file.read_bytes()
+    outbox = open_outbox()
+    assert outbox.counts == EventCounts()
+    [aside] = folder.glob(f"{FILE}.aside-*")
+    assert aside.read_bytes() == content
+    assert f"it was kept as {aside.name}" in outbox.problem
+    assert f"it was kept as {aside.name}" in caplog.text
+    put(outbox, 1)
+    assert outbox.close() == 0
+    assert drain(open_outbox()) == [1]
+
+
+def test_an_event_that_cannot_be_read_is_left_out(folder, open_outbox, caplog):
+    first = open_outbox()
+    put(first, 1, 2, 3)
+    first.close()
+    with contextlib.closing(sqlite3.connect(folder / FILE)) as database:
+        database.execute("UPDATE event SET payload = '{}' WHERE id = 2")
+        database.commit()
+    assert drain(open_outbox()) == [1, 3]
+    assert "1 event(s) in it can't be read" in caplog.text
+    assert rows(folder) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_told_until_it_can(folder, open_outbox, caplog):
+    folder.write_text("a file where the folder should be")
+    outbox = open_outbox()
+    put(outbox, 1)
+    wait_until(lambda: outbox.problem, "the problem")
+    assert "EDGEFER_STATE_DIR must be a folder we may write to" in outbox.problem
+    assert outbox.counts == EventCounts(waiting=1)
+    folder.unlink()
+    wait_for_rows(folder, 1)
+    wait_until(lambda: outbox.problem is None, "the problem's end")
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+
+
+def test_a_full_disk_keeps_events_in_memory_until_there_is_room(folder, open_outbox):
+    outbox = open_outbox()
+    put(outbox, 1)
+    wait_for_rows(folder, 1)
+    outbox._store._database.execute("PRAGMA max_page_count = 8")
+    put(outbox, *range(2, 60))
+    wait_until(lambda: "full" in (outbox.problem or ""), "the problem")
+    assert outbox.counts == EventCounts(waiting=59)
+    wait_for_rows(folder, 59)  # the limit went with the connection
+    wait_until(lambda: outbox.problem is None, "the problem's end")
+    outbox.close()
+    assert drain(open_outbox()) == list(range(1, 60))
+
+
+def test_what_cannot_be_written_at_the_end_is_told(folder, open_outbox):
+    folder.write_text("a file where the folder should be")
+    outbox = open_outbox()
+    put(outbox, 1, 2)
+    assert outbox.close() == 2
+
+
+def test_a_store_has_one_owner(folder, open_outbox):
+    first, second = open_outbox(), None
+    put(first, 1)
+    wait_for_rows(folder, 1)
+    second = open_outbox()
+    assert "another edgefer" in second.problem
+    assert second.counts == EventCounts()
+    put(second, 2)
+    first.close()
+    wait_until(lambda: second.counts.waiting == 2, "what the first one left")
+    wait_until(lambda: second.problem is None, "the problem's end")
+
+
+# Sealed
+
+
+def contents(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.iterdir())
+
+
+def test_a_key_seals_the_events(folder, open_outbox):
+    pytest.importorskip("cryptography")
+    first = open_outbox("a secret")
+    put(first, 1, name="Ada Lovelace")
+    first.close()
+    assert b"Lovelace" not in contents(folder)
+    second = open_outbox("a secret")
+    assert drain(second) == [1]
+    second.close()
+    third = open_outbox("another secret")
+    assert "EDGEFER_GALLERY__KEY" in third.problem
+    assert third.counts == EventCounts()
+
+
+def test_a_key_that_comes_later_seals_what_waits(folder, open_outbox):
+    pytest.importorskip("cryptography")
+    first = open_outbox()
+    put(first, 1, name="Ada Lovelace")
+    first.close()
+    assert b"Lovelace" in contents(folder)
+    second = open_outbox("a secret")
+    assert drain(second) == [1]
+    second.close()
+    assert b"Lovelace" not in contents(folder)
+
+
+# Forgetting
+
+
+@pytest.mark.parametrize("key", [None, "a secret"])
+def test_who_is_forgotten_is_not_in_the_file_any_more(folder, open_outbox, key):
+    if key:
+        pytest.importorskip("cryptography")
+    outbox = open_outbox(key)
+    put(outbox, 1, 2, name="Ada Lovelace")
+    put(outbox, 3, name="Grace Hopper")
+    outbox.close()
+    (folder / f"{FILE}.aside-before").write_bytes(b"Ada Lovelace")
+    assert forget(settings(folder, key), "Ada Lovelace") == 2
+    assert b"Lovelace" not in contents(folder)
+    assert drain(open_outbox(key)) == [3]
+
+
+def test_who_is_forgotten_while_the_daemon_runs_leaves_its_memory_too(folder, open_outbox):
+    outbox = open_outbox()
+    put(outbox, 1, 2)
+    put(outbox, 3, name="Grace")
+    wait_for_rows(folder, 3)
+    assert forget(settings(folder), "Ada") == 2
+    wait_until(lambda: outbox.counts == EventCounts(waiting=1, dropped=2), "Ada's events to be dropped")
+    put(outbox, 4)  # recognised once more, before the gallery is read again
+    put(outbox, 5, name="Grace")
+    assert drain(outbox) == [3, 5]
+    assert outbox.counts == EventCounts(waiting=2, dropped=3)
+
+
+def test_nobody_to_forget_makes_no_file(folder):
+    assert forget(settings(folder), "Ada") == 0
+    assert not folder.exists()
+
+
+def test_a_file_that_cannot_be_read_is_not_passed_over_when_somebody_is_forgotten(folder):
+    folder.mkdir()
+    (folder / FILE).write_bytes(b"no database at all" * 1000)
+    with pytest.raises(StoreError, match="delete it: it may name anybody"):
+        forget(settings(folder), "Ada")
+    assert (folder / FILE).exists()
+
+
+@hypothesis.settings(deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_a_replayed_event_is_marked_whatever_it_says(name):
+    event = face_event(1, identity=Identity("known", name, 0.7), camera='","replayed":false,"')
+    marked = json.loads(as_replayed(to_json(event)))
+    assert marked == json.loads(to_json(event)) | {"replayed": True}
+    assert marked["identity"]["name"] == name

@@ -24,6 +24,8 @@ class SinkState:
     """Where the problem is, in the words of `health`."""
     alive: bool = True
     """Whether its thread goes on, or is in a recovery that ends; a broker that is away doesn't change that."""
+    unstored: str | None = None
+    """Why events that wait can't be kept for the next start; None while they can, or needn't."""
 
 
 class Sink(Protocol):

@@ -6,7 +6,6 @@ docs/mqtt.md tells what a subscriber sees.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import random
 import socket
@@ -18,8 +17,8 @@ from edgefer.broker import Connection, client_id, connect
 from edgefer.broker_errors import where
 from edgefer.errors import BrokerError
 from edgefer.messages import FaceEvent, Frame, Message, Presence
-from edgefer.outbox import Outbox
-from edgefer.payload import to_json
+from edgefer.outbox import open_outbox
+from edgefer.payload import as_replayed, to_json
 from edgefer.pulse import Pulse
 from edgefer.settings import Settings
 from edgefer.sinks import Sink, SinkState
@@ -34,6 +33,10 @@ FIRST_RETRY_S, LAST_RETRY_S = 0.5, 30.0
 """A lost broker is tried again after so long, doubling each time; with jitter, as a whole house may have lost it."""
 CONNECT_S, ROUND_S = 60.0, 10.0
 """How long connecting (a name server that doesn't answer takes half of it), and a round of sending, take at most."""
+FULL = "quota exceeded"
+"""The broker's refusal that passes: it has no room now. The event waits; every other refusal is final."""
+FULL_RETRY_S = 5.0
+"""A full broker is sent events again after so long."""
 RETAINED = ("presence", "health", "availability")
 """Topics that the broker keeps, in the order of sending: `online` vouches for the two before it."""
 
@@ -48,8 +51,9 @@ class MqttSink:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._topics = f"{settings.mqtt.prefix}/{settings.device}"
-        self._outbox = Outbox(settings.events.expiry_s)
+        self._outbox = open_outbox(settings)
         self._last_sent = 0
+        self._full_since_s: float | None = None
         self._lock = threading.Lock()
         self._newest: dict[str, Message | bytes] = {}
         self._due: set[str] = set()
@@ -68,7 +72,12 @@ class MqttSink:
     @property
     def state(self) -> SinkState:
         """Whether the broker takes our messages, and what became of the face events."""
-        return SinkState(self._problem, self._outbox.counts, alive=not self._pulse.missed)
+        return SinkState(
+            self._problem,
+            self._outbox.counts,
+            unstored=self._outbox.problem,
+            alive=not self._pulse.missed,
+        )
 
     def publish(self, frame: Frame | None, messages: Sequence[Message]) -> None:
         """Take messages: face events are queued; of presence and of health the newest is kept."""
@@ -86,8 +95,10 @@ class MqttSink:
         self._stopping.set()
         self._ring()
         self._thread.join(timeout_s)
-        if lost := self._outbox.counts.waiting:
-            log.warning("%d face event(s) didn't reach the broker", lost)
+        lost = self._outbox.close()
+        if waiting := self._outbox.counts.waiting:
+            fate = f"; {lost} of them are lost" if lost else "; they are sent after the next start"
+            log.warning("%d face event(s) didn't reach the broker%s", waiting, fate)
 
     def _run(self) -> None:
         """Connect, send what waits until the connection breaks, back off, and do it again."""
@@ -121,7 +132,7 @@ class MqttSink:
 
     def _serve(self, connection: Connection) -> None:
         """Say `online` after what is known, send what waits and what comes; at the end, say good-bye."""
-        self._last_sent, self._announced = 0, False
+        self._last_sent, self._full_since_s, self._announced = 0, None, False
         self._retain("availability", b"online")
         with self._lock:
             self._due.update(self._newest)
@@ -165,23 +176,33 @@ class MqttSink:
         return True
 
     def _send_event(self, connection: Connection) -> bool:
-        """Send the next face event, marked if it is late; False when none waits."""
+        """Send the next face event, marked if it is late; False when none waits, or the broker is full."""
+        if self._full_since_s is not None:
+            if not connection.idle or time.monotonic() - self._full_since_s < FULL_RETRY_S:
+                return False
+            # All that was on its way is decided: from the oldest that still waits on, in order.
+            self._full_since_s, self._last_sent = None, 0
         waiting = self._outbox.next_after(self._last_sent)
         if waiting is None:
             return False
         self._last_sent = waiting.number
         age_s = waiting.age_s
-        event = dataclasses.replace(waiting.event, replayed=True) if age_s > REPLAYED_AFTER_S else waiting.event
+        late = waiting.restored or age_s > REPLAYED_AFTER_S
+        payload = as_replayed(waiting.payload) if late else waiting.payload
 
         def acknowledged(refusal: str | None) -> None:
             self._note("face", refusal)
             if refusal is None:
-                self._outbox.acknowledge(waiting.number, replayed=event.replayed)
+                self._outbox.acknowledge(waiting.number, replayed=late)
+            elif refusal == FULL:
+                self._full_since_s = time.monotonic()
             else:
                 self._outbox.give_up(waiting.number)
 
         expiry_s = self._settings.events.expiry_s - age_s
-        connection.publish(f"{self._topics}/face", to_json(event), acknowledged, retain=False, expiry_s=expiry_s)
+        # Of an earlier start, perhaps, when the device had another name.
+        topic = f"{self._settings.mqtt.prefix}/{waiting.device}/face"
+        connection.publish(topic, payload, acknowledged, retain=False, expiry_s=expiry_s)
         return True
 
     def _retain(self, topic: str, message: Message | bytes) -> None:
@@ -203,6 +224,8 @@ class MqttSink:
     def _refusal(self) -> str | None:
         for topic, reason in self._refusals.items():
             broker = where(self._settings.mqtt)
+            if reason == FULL:
+                return f"{broker} is full: {reason}; give it more room, or see why nobody takes what it holds"
             return f"{broker} refuses messages on {self._topics}/{topic}: {reason}; allow our user to publish there"
         return None
 

@@ -9,10 +9,15 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from edgefer.errors import ModelError
+from edgefer.files import read_bounded
 
 Task = Literal["detector", "embedding", "emotion"]
 Colour = Literal["gray", "rgb", "bgr"]
 Decoder = Literal["softmax", "unit-vector", "edgefer-centre"]
+Text = Annotated[str, Field(max_length=64)]
+"""Names, which may go into every event."""
+MAX_CARD_BYTES = 2**20
+"""Of a card's file; a long one has some kilobytes."""
 _strict = ConfigDict(extra="forbid")
 
 
@@ -63,9 +68,9 @@ class ModelCard:
     task: Task
     decoder: Decoder
     input: ModelInput
-    version: str = ""
+    version: Text = ""
     crop: Crop | None = None
-    labels: tuple[str, ...] = ()
+    labels: Annotated[tuple[Text, ...], Field(max_length=256)] = ()
     thresholds: dict[str, float] = field(default_factory=dict)
     temperature: Annotated[float, Field(gt=0)] = 1.0
     sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
@@ -97,7 +102,7 @@ _decoders: dict[Task, tuple[Decoder, ...]] = {
 def read_card(path: Path) -> ModelCard:
     """The card in a file; ModelError names each field that is wrong."""
     try:
-        text = path.read_bytes()
+        text = read_bounded(path, MAX_CARD_BYTES)
     except OSError as error:
         raise ModelError(
             f"{path}: can't read the model's card: {error.strerror}; it lies beside the .tflite (docs/models.md)"
