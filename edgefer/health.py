@@ -78,7 +78,15 @@ def percentile(values: Iterable[float], percent: float) -> float | None:
 class HealthMonitor:
     """Gathers what `health` tells."""
 
-    def __init__(self, origin: Origin, models: ModelNames, runtime: str, stopwatch: Stopwatch) -> None:
+    def __init__(
+        self,
+        origin: Origin,
+        models: ModelNames,
+        runtime: str,
+        stopwatch: Stopwatch,
+        gallery_problem: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self._gallery_problem = gallery_problem
         self._origin = origin
         self._models = models
         self._versions = Versions(edgefer=__version__, runtime=runtime)
@@ -116,10 +124,12 @@ class HealthMonitor:
         return self._health(camera, sinks, now_s)
 
     def _note_problems(self, camera: CameraState, sinks: Sequence[SinkState]) -> None:
-        found: list[tuple[Literal["camera", "broker", "stdout"], str, str]] = []
+        found: list[tuple[Literal["camera", "broker", "stdout", "gallery"], str, str]] = []
         if camera.problem:
             found.append(("camera", "lost", camera.problem))
         found += [(sink.part, "undelivered", sink.problem) for sink in sinks if sink.problem]
+        if gallery_problem := self._gallery_problem():
+            found.append(("gallery", "unreadable", gallery_problem))
         now, former = datetime.now(timezone.utc), self._problems
         self._problems = {
             (part, code): Problem(

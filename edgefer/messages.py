@@ -264,7 +264,7 @@ class Presence:
 class Problem:
     """Something that needs a person, or time: which part, a code to match on, since when, and what to do."""
 
-    part: Literal["camera", "broker", "stdout", "machine"]
+    part: Literal["camera", "broker", "stdout", "gallery", "machine"]
     code: str
     since: Time
     message: str
