@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -18,13 +17,16 @@ from edgefer.control import ask_for_looks
 from edgefer.errors import CameraError, InputError, UsageError
 from edgefer.gallery import Gallery, Template, check_name, model_id, open_gallery
 from edgefer.identify import identity_rule
-from edgefer.latest import LOST_AFTER_S, Latest
+from edgefer.latest import Latest
 from edgefer.looks import EVERY_S, Look, look
 from edgefer.messages import Image
 from edgefer.pictures import list_pictures, read_picture
 from edgefer.settings import Settings
 from edgefer.vision import Vision, load_vision
 from edgefer.vision.model import find_card
+
+FRAME_S = 10.0
+"""How long a camera may take to open and to give a frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,7 @@ def enroll_command(
     ignored: bool,
 ) -> int:
     """`edgefer enroll`: tells of each look, of what came of it, and of whoever looks alike."""
+    name = check_name(name)
     if images is not None:
         looks, total = look_at_pictures(settings, images, keep=keep), len(list_all(images))
     else:
@@ -184,21 +187,17 @@ def _look_ourselves(settings: Settings, seconds: float, *, keep: bool) -> Iterat
     vision = load_vision(settings, service.DEFAULT_DETECTOR)
     camera = Latest(settings.camera, settings.frame)
     try:
-        end_s: float | None = None
+        start_s: float | None = None
         due_s = 0.0
-        silent_until_s = time.monotonic() + LOST_AFTER_S
-        while end_s is None or time.monotonic() < end_s:
-            frame = camera.next(0.2)
+        while due_s < seconds:
+            frame = camera.next(FRAME_S)
             if frame is None:
-                if time.monotonic() > silent_until_s:
-                    raise CameraError(camera.state.problem or "the camera gives no frame; `edgefer doctor` tells more")
-                continue
-            silent_until_s = time.monotonic() + LOST_AFTER_S
-            if end_s is None:
-                start_s, end_s = frame.captured_at, frame.captured_at + seconds
-            if frame.stream_s >= due_s:  # a file that is played fast still gives looks at its own pace
-                due_s = frame.stream_s + EVERY_S
-                yield _look(f"{frame.captured_at - start_s:.1f} s", frame.image, vision, keep=keep)
+                raise CameraError(camera.state.problem or "the camera gives no frame; `edgefer doctor` tells more")
+            start_s = frame.stream_s if start_s is None else start_s
+            at_s = frame.stream_s - start_s
+            if at_s >= due_s:
+                due_s = at_s + EVERY_S
+                yield _look(f"{at_s:.1f} s", frame.image, vision, keep=keep)
     except EndOfStream:
         return
     finally:

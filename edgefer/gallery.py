@@ -131,13 +131,16 @@ class Gallery:
         """Who is nearest to a face, or None when nobody is enrolled."""
         if not self._names:
             return None
-        # The templates lie person by person, so that each one's best is the maximum of a slice.
-        best = np.maximum.reduceat(self._templates @ face, self._starts)
-        first = int(best.argmax())
-        similarity = float(best[first])
-        best[first] = -np.inf
-        margin = similarity - float(best.max()) if len(best) > 1 else None
-        return Match(self._names[first], min(1.0, max(-1.0, similarity)), margin, self._ignored[first])
+        similarities = self._templates @ face
+        nearest = int(similarities.argmax())
+        person = int(np.searchsorted(self._starts, nearest, side="right")) - 1
+        similarity, margin = float(similarities[nearest]), None
+        if len(self._names) > 1:
+            # The templates lie person by person: without this one's, the best left is the second person's.
+            end = self._starts[person + 1] if person + 1 < len(self._starts) else None
+            similarities[self._starts[person] : end] = -np.inf
+            margin = similarity - float(similarities.max())
+        return Match(self._names[person], min(1.0, max(-1.0, similarity)), margin, self._ignored[person])
 
     def embeddings(self) -> dict[str, NDArray[np.float32]]:
         """Everybody's templates by name, each n x size."""
@@ -187,11 +190,14 @@ class Gallery:
     def add_people(self, newcomers: Sequence[Newcomer]) -> dict[str, int]:
         """Add templates of several people, all of them or none; how many of each weren't there already."""
         added: dict[str, int] = {}
-        known = self.embeddings()
+        known, size = self.embeddings(), self._templates.shape[1]
         with self._file.changing() as database:
             for newcomer in newcomers:
                 name = check_name(newcomer.name)
                 number = self._person(database, name, ignored=newcomer.ignored)
+                size = size or len(newcomer.templates[0].embedding)
+                if any(len(template.embedding) != size for template in newcomer.templates):
+                    raise InputError(f"{name}: the model in use gives {size} values a face, not another number")
                 here = {embedding.tobytes() for embedding in known.get(name, ())}
                 fresh = {template.embedding.astype("<f4").tobytes(): template for template in newcomer.templates}
                 rows = [(number, *self._row(template)) for blob, template in fresh.items() if blob not in here]

@@ -127,21 +127,22 @@ class GalleryFile:
             ) from error
 
     def _open(self, key: str | None, *, is_there: bool, create: bool = False) -> None:
-        self._connect(self.path if is_there else None)
-        try:
-            is_blank = self._is_blank()
-            if is_blank and is_there and not create:  # another process is about to make it
+        with self.errors():
+            self._connect(self.path if is_there else None)
+            try:
+                is_blank = self._is_blank()
+                if is_blank and is_there and not create:  # another process is about to make it
+                    self._database.close()
+                    self._connect(None)
+                if is_blank:
+                    self._make_tables()
+                elif create:
+                    self._check_whole()
+                self._seal = self._open_seal(key)
+                self._identity = _identity(self.path) if is_there and (create or not is_blank) else None
+            except BaseException:
                 self._database.close()
-                self._connect(None)
-            if is_blank:
-                self._make_tables()
-            elif create:
-                self._check_whole()
-            self._seal = self._open_seal(key)
-            self._identity = _identity(self.path) if is_there and (create or not is_blank) else None
-        except BaseException:
-            self._database.close()
-            raise
+                raise
 
     def _connect(self, path: Path | None) -> None:
         self._database = sqlite3.connect(path or ":memory:", timeout=PATIENCE_S, isolation_level=None)
@@ -169,9 +170,8 @@ class GalleryFile:
         self._database.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version={VERSION}; COMMIT;")
 
     def _check_whole(self) -> None:
-        (found,) = self._database.execute("PRAGMA quick_check(1)").fetchone()
-        if found != "ok":
-            raise sqlite3.DatabaseError(f"malformed: {found}")
+        if self._database.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+            raise sqlite3.DatabaseError("malformed")
 
     def _open_seal(self, key: str | None) -> Seal | None:
         meta = dict(self._database.execute("SELECT name, value FROM meta"))

@@ -134,6 +134,8 @@ def _verdict(found: Separation) -> list[str]:
         "nearest stranger        "
         + (f"{nearest:.3f}  of {found.strangers} seen" if nearest is not None else "none was seen yet"),
     ]
+    if found.others is not None and found.others >= found.threshold:
+        lines.append("somebody is over the threshold to somebody else: merge who is one person, or see below")
     if found.others is None or widest is None:
         return [*lines, "nothing to compare: enrol several people with several faces each, and let the daemon run"]
     if separating is None:
