@@ -38,6 +38,7 @@ MAX_ANSWER = 1 << 20
 """Bytes of an answer's line: a picture is some 100 kB."""
 REQUEST_S, ANSWER_S = 2.0, 5.0
 """How long a request may take to come, and an answer to be taken, or to come."""
+MAX_CONNECTIONS = 8
 SILENCE_S = 1.0
 """After so long without a frame the one who waits is told so."""
 
@@ -94,7 +95,7 @@ def socket_paths() -> list[Path]:
 
 
 class Control:
-    """Answers on the socket, one request at a time, while the daemon runs.
+    """Answers on the socket while the daemon runs; one person at a time is looked at.
 
     `state_dir` and `model` (None where identity is off) tell commands whether this is the daemon they mean. Where the
     socket can't be made, the daemon runs without.
@@ -106,7 +107,8 @@ class Control:
         self._state = State(edgefer=__version__, state_dir=str(state_dir.resolve()), model=model)
         self._embed = embed
         self._sitting: _Sitting | None = None
-        self._busy = threading.Lock()
+        self._sitting_for_one = threading.Lock()
+        self._room = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._stop = threading.Event()
         self._socket: socket.socket | None = None
         self._path = socket_paths()[0]
@@ -146,11 +148,10 @@ class Control:
                 if not self._stop.wait(0.1):  # a lack of descriptors may pass
                     log.debug("control: %s", error)
                 continue
-            if self._busy.acquire(blocking=False):
+            if self._room.acquire(blocking=False):
                 threading.Thread(target=self._serve, args=(connection,), name="control request", daemon=True).start()
             else:
-                with connection:
-                    self._refuse(connection, "the daemon is busy with another request; try again")
+                connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
         try:
@@ -161,25 +162,30 @@ class Control:
         except Exception:  # a thread's edge: the daemon goes on
             log.exception("a request on the control socket failed; this is a defect, please report it with the log")
         finally:
-            self._sitting = None
-            self._busy.release()
+            self._room.release()
 
     def _answer(self, connection: socket.socket) -> None:
-        if not _may_ask(connection):
-            self._refuse(connection, "only the service's user and group may ask")
-            return
         try:
             request = _request.validate_json(_read_line(connection, REQUEST_S, MAX_REQUEST))
         except (ValidationError, InputError) as error:
             told = str(error) if isinstance(error, InputError) else f"not a request of {self._state.schema}"
             self._refuse(connection, f"{told}; is this edgefer {__version__}?")
             return
-        if request.ask == "looks" and self._embed is None:
+        if not _may_ask(connection):
+            self._refuse(connection, "only the service's user and group may ask")
+        elif request.ask == "state":
+            _send(connection, _state.dump_json(self._state))
+        elif self._embed is None:
             self._refuse(connection, "EDGEFER_IDENTITY__ENABLED is false for the daemon: nobody can be enrolled")
-            return
-        _send(connection, _state.dump_json(self._state))
-        if request.ask == "looks":
-            self._send_looks(connection, request)
+        elif self._sitting_for_one.acquire(blocking=False):
+            try:
+                _send(connection, _state.dump_json(self._state))
+                self._send_looks(connection, request)
+            finally:
+                self._sitting = None
+                self._sitting_for_one.release()
+        else:
+            self._refuse(connection, "somebody is being enrolled already; try again")
 
     def _send_looks(self, connection: socket.socket, request: Request) -> None:
         self._sitting = sitting = _Sitting(request.pictures)
@@ -198,15 +204,17 @@ class Control:
         state = State(
             edgefer=self._state.edgefer, state_dir=self._state.state_dir, model=self._state.model, problem=problem
         )
-        with contextlib.suppress(OSError):
-            _send(connection, _state.dump_json(state))
+        _send(connection, _state.dump_json(state))
+        connection.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(TimeoutError):  # what is left unread would cut the answer off
+            connection.recv(1 << 16)
 
 
 def is_daemon_there(state_dir: Path) -> bool:
     """Whether a daemon runs with this gallery (and may be asked)."""
     try:
         asked = _ask(state_dir, Request(ask="state"))
-    except InputError:  # busy, or of another version: there it is
+    except InputError:  # it answers in words that we do not know: there it is
         return True
     if asked is not None:
         asked[0].close()

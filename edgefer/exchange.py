@@ -9,6 +9,7 @@ itself, and keeps quality and time.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,12 +92,15 @@ def _embedding(name: str, values: Any, size: int) -> Embedding:
         raise InputError(f"{name}: an embedding is a list of numbers")
     if len(values) != size:
         raise InputError(f"{name}: an embedding of {len(values)} values; the model in use gives {size}")
-    exact = np.array(values, np.float64)
-    length = float(np.linalg.norm(exact))
-    if not np.isfinite(length):
+    try:
+        length = math.hypot(*values)
+    except OverflowError:
+        length = math.inf
+    if not math.isfinite(length):
         raise InputError(f"{name}: an embedding holds values that aren't finite numbers")
     if length < 1e-6:
         raise InputError(f"{name}: an embedding is zero, and so points nowhere")
+    exact = np.array(values, np.float64)
     return (exact if abs(length - 1) < 1e-5 else exact / length).astype(np.float32)
 
 

@@ -79,7 +79,7 @@ def test_a_name_is_the_same_however_it_was_typed(gallery):
 
 def test_templates_of_another_length_are_refused(gallery):
     gallery.enroll("Ada", ADA, 1.0)
-    with pytest.raises(InputError, match="Grace: .* 4 values"):
+    with pytest.raises(InputError, match=r"Grace: .* 4 values"):
         gallery.enroll("Grace", direction(1, 0), 1.0)
     assert [p.name for p in gallery.people()] == ["Ada"]
 
@@ -95,7 +95,7 @@ def test_rename_and_merge(gallery):
     gallery.enroll("Grace", GRACE, 1.0)
     gallery.rename("Ada", "Countess")
     assert gallery.match(ADA).name == "Countess"
-    with pytest.raises(UsageError, match="Grace is enrolled too.*merge"):
+    with pytest.raises(UsageError, match=r"Grace is enrolled too.*merge"):
         gallery.rename("Countess", "Grace")
     gallery.merge("Countess", "Grace")
     assert [(p.name, p.templates) for p in gallery.people()] == [("Grace", 2)]

@@ -74,7 +74,7 @@ def evaluate_gallery(model: Model, data: Path) -> str:
     lines = [
         f"{model.card.name} {model.card.sha256[:12]}, threshold {rule.threshold:g}, margin {rule.margin:g}; seed 1",
         "",
-        f"| LFW | From | One picture: strangers named | found | named wrongly | {MIN_READINGS} or more: strangers | found |",
+        f"| LFW | From | One picture: strangers named | found | mistaken | {MIN_READINGS} or more: strangers | found |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for size in SIZES:

@@ -2,8 +2,8 @@
 
     python tools/fit_threshold.py models/identity-112.json
 
-At the threshold, 1 in 1,000 strangers is given a name where 50 people are enrolled by three pictures each: a stranger is
-compared with 150 templates, so that so many times fewer pairs of strangers may exceed it. The pairs are the faces of the
+At the threshold, 1 in 1,000 strangers is given a name where 50 people are enrolled by three pictures each: a stranger
+is compared with 150 templates, so only one in 150,000 pairs of strangers may exceed it. The pairs are the faces of the
 held-out people against each other, and against those of UTKFace.
 """
 
