@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from brokers import wait_until
 from paho.mqtt import publish
+from test_models import place
 
 from edgefer.__main__ import main
 from edgefer.cameras import sample
@@ -17,6 +18,7 @@ from edgefer.errors import InputError
 from edgefer.gallery import Gallery, Newcomer, Template, model_id, open_gallery
 from edgefer.messages import Box
 from edgefer.settings import load_settings
+from edgefer.vision.card import Crop
 from edgefer.vision.model import find_card
 
 try:
@@ -260,6 +262,20 @@ class TestPeople:
         code, _, errors = edgefer("people", "import", "others.json", "--model-id", "facenet")
         assert (code, "EDGEFER_IDENTITY__MODEL" in errors) == (66, True)
         assert edgefer("people", "import", "missing.json")[0] == 66
+
+    def test_embeddings_of_ones_own_model_are_taken_with_that_model(self, edgefer, tmp_path, monkeypatch):
+        (tmp_path / "own").mkdir()
+        path = place(tmp_path / "own", "float32", task="embedding", decoder="unit-vector",
+                     crop=Crop("points"), labels=())  # fmt: skip
+        monkeypatch.setenv("EDGEFER_IDENTITY__MODEL", str(path))
+        (tmp_path / "own.json").write_text(json.dumps({"Eve": [3.0, 0.0, 4.0], "Ada": [[0, 1, 0], [0, 0, 1]]}))
+        code, told, _ = edgefer("people", "import", "own.json", "--model-id", "tiny")
+        assert (code, told) == (0, "Eve: 1 face(s) added\nAda: 2 face(s) added\n")
+        listed = {person["name"]: person for person in json.loads(edgefer("people", "list", "--json")[1])}
+        assert (listed["Ada"]["templates"], listed["Ada"]["other_models"]) == (2, 3)
+        assert (listed["Grace"]["templates"], listed["Grace"]["other_models"]) == (0, 2)
+        code, _, errors = edgefer("people", "import", "own.json", "--model-id", "identity-112")
+        assert (code, "made by the model identity-112" in errors) == (66, True)
 
     def test_check_says_what_separates_them(self, edgefer):
         with gallery() as opened:

@@ -1,4 +1,4 @@
-"""What it costs to find the nearest of ten thousand people: OPENBLAS_NUM_THREADS=1 python tools/bench_gallery.py"""
+"""What it costs to find the nearest of ten thousand people: `OPENBLAS_NUM_THREADS=1 python tools/bench_gallery.py`."""
 
 from __future__ import annotations
 
