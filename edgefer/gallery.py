@@ -291,6 +291,7 @@ class Gallery:
     def _load(self) -> None:
         """Take the templates into one matrix: a match is then one product."""
         self._changes = self._file.changes
+        self._file.check_seal()
         rows = cast(
             "list[tuple[str, int, bytes]]",
             self._file.read(

@@ -50,6 +50,7 @@ class GalleryFile:
 
     def __init__(self, path: Path, key: str | None, *, create: bool = False, blank: bool = False) -> None:
         self.path = path
+        self._seal: Seal | None = None
         with self.errors():
             if not create:
                 self._open(key, is_there=not blank and _identity(path) is not None)
@@ -100,6 +101,12 @@ class GalleryFile:
         if busy:
             log.warning("%s-wal may hold what was deleted until the daemon is restarted", self.path)
 
+    def check_seal(self) -> None:
+        """InputError where the file is sealed, perhaps since it was opened, and we have no key."""
+        with self.errors():
+            if self._seal is None and self._is_sealed():
+                raise InputError(f"{self.path} is sealed: set EDGEFER_GALLERY__KEY to the key it was sealed with")
+
     def close_blob(self, data: bytes) -> bytes:
         """The data as it is stored: sealed where a key is set."""
         return self._seal.close(data) if self._seal else data
@@ -131,15 +138,16 @@ class GalleryFile:
             self._connect(self.path if is_there else None)
             try:
                 is_blank = self._is_blank()
-                if is_blank and is_there and not create:  # another process is about to make it
+                if is_there and not create and (is_blank or self._is_to_be_sealed(key)):  # another process is at it
                     self._database.close()
                     self._connect(None)
+                    is_there, is_blank = False, True
                 if is_blank:
                     self._make_tables()
                 elif create:
                     self._check_whole()
                 self._seal = self._open_seal(key)
-                self._identity = _identity(self.path) if is_there and (create or not is_blank) else None
+                self._identity = _identity(self.path) if is_there else None
             except BaseException:
                 self._database.close()
                 raise
@@ -174,22 +182,30 @@ class GalleryFile:
             raise sqlite3.DatabaseError("malformed")
 
     def _open_seal(self, key: str | None) -> Seal | None:
-        meta = dict(self._database.execute("SELECT name, value FROM meta"))
         if key is None:
-            if "salt" in meta:
-                raise InputError(f"{self.path} is sealed: set EDGEFER_GALLERY__KEY to the key it was sealed with")
+            self._seal = None
+            self.check_seal()
             return None
-        if "salt" in meta:
-            return Seal.verified(key, meta["salt"], meta["check"])
-        if self._database.execute("SELECT 1 FROM template").fetchone() is not None:
-            raise InputError(
-                f"{self.path} was made without a key, so EDGEFER_GALLERY__KEY can't open it: unset it; to seal the "
-                "file, `edgefer people export`, move the file away, set the key, and `edgefer people import`"
-            )
-        seal = Seal.new(key)
-        with self.changing() as database:
-            database.executemany("INSERT INTO meta VALUES (?, ?)", [("salt", seal.salt), ("check", seal.check)])
-        return seal
+        if not self._is_sealed():
+            if self._has_templates():
+                raise InputError(
+                    f"{self.path} was made without a key, so EDGEFER_GALLERY__KEY can't open it: unset it; to seal the "
+                    "file, `edgefer people export`, move the file away, set the key, and `edgefer people import`"
+                )
+            seal = Seal.new(key)
+            with self.changing() as database:
+                database.executemany("INSERT INTO meta VALUES (?, ?)", [("salt", seal.salt), ("check", seal.check)])
+        meta = dict(self._database.execute("SELECT name, value FROM meta"))
+        return Seal.verified(key, meta["salt"], meta["check"])
+
+    def _is_to_be_sealed(self, key: str | None) -> bool:
+        return key is not None and not self._is_sealed() and not self._has_templates()
+
+    def _is_sealed(self) -> bool:
+        return self._database.execute("SELECT 1 FROM meta WHERE name = 'salt'").fetchone() is not None
+
+    def _has_templates(self) -> bool:
+        return self._database.execute("SELECT 1 FROM template").fetchone() is not None
 
 
 def _identity(path: Path) -> Identity:

@@ -77,6 +77,8 @@ def export(settings: Settings, options: argparse.Namespace) -> int:
         return 0
     try:
         options.file.touch(mode=0o600)
+        if options.file.is_file():
+            options.file.chmod(0o600)
         options.file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{options.file}: can't be written: {error.strerror}") from error

@@ -249,6 +249,26 @@ class TestSealed:
             Gallery(tmp_path, MODEL, "wrong", create=True)
         assert len(names(tmp_path, "right")) == 3
 
+    def test_a_daemon_takes_up_a_gallery_that_is_begun_sealed(self, tmp_path):
+        Gallery(tmp_path, MODEL, create=True).close()
+        with closing(Gallery(tmp_path, MODEL, "right")) as daemons:
+            assert daemons.is_empty
+            fill(tmp_path, key="right")
+            assert daemons.refresh()
+            assert daemons.match(faces(3)[2]).name == "Person 2"
+
+    def test_a_daemon_without_the_key_says_so_and_keeps_whom_it_knows(self, tmp_path):
+        fill(tmp_path)
+        with closing(Gallery(tmp_path, MODEL)) as daemons:
+            for name in names(tmp_path):
+                with closing(Gallery(tmp_path, MODEL)) as gallery:
+                    gallery.remove(name)
+            assert daemons.refresh()
+            fill(tmp_path, key="late")
+            assert not daemons.refresh()
+            assert "is sealed" in daemons.problem
+            assert daemons.is_empty
+
     def test_everything_works_sealed_and_nothing_is_in_the_clear(self, tmp_path):
         face, picture = faces(1, 5)[0], os.urandom(5000)
         fill(tmp_path, key="right")

@@ -1,6 +1,9 @@
 """`edgefer enroll` and `edgefer people`: what they do, what they say, and what they refuse."""
 
 import json
+import os
+import pty
+import shutil
 import stat
 from contextlib import closing
 from itertools import chain
@@ -159,6 +162,21 @@ class TestEnroll:
         (aside,) = state.glob("gallery.damaged-*")
         assert aside.read_bytes() == b"damaged" * 100
         assert enrolled() == {"Grace": 1}
+
+    def test_a_terminal_shows_how_far_it_is(self, edgefer, monkeypatch, tmp_path):
+        terminal, other_end = pty.openpty()
+        pictures = tmp_path / "pictures"
+        pictures.mkdir()
+        for name in "ab":
+            shutil.copy(GRACE, pictures / f"{name}.jpg")
+        with os.fdopen(other_end, "w") as stream:
+            monkeypatch.setattr("sys.stderr", stream)
+            assert main(["enroll", "Grace", "--images", str(pictures)]) == 0
+            shown = ""
+            while not shown.endswith("2/2\r\x1b[2K\r"):  # the line is cleared in the end
+                shown += os.read(terminal, 10_000).decode()
+        os.close(terminal)
+        assert f"[{'#' * 15}{' ' * 15}] 1/2\r\x1b[2K\r[{'#' * 30}] 2/2\r" in shown
 
     def test_the_camera_is_opened_where_no_daemon_runs(self, edgefer, monkeypatch):
         monkeypatch.setenv("EDGEFER_CAMERA", "sample://?realtime=0")
