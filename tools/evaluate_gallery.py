@@ -33,6 +33,8 @@ SHOTS = (3, 1)
 """Pictures that each is enrolled from."""
 AT_LEAST = 5
 """Images in LFW of somebody who is enrolled."""
+RATE = 1e-3
+"""Strangers named that are allowed."""
 CLIP_FPS = 5.0
 """Frames of a clip that are looked at, a second."""
 ENROLLED_LOOKS = 10
@@ -74,8 +76,8 @@ def evaluate_gallery(model: Model, data: Path) -> str:
     lines = [
         f"{model.card.name} {model.card.sha256[:12]}, threshold {rule.threshold:g}, margin {rule.margin:g}; seed 1",
         "",
-        f"| LFW | From | One picture: strangers named | found | mistaken | {MIN_READINGS} or more: strangers | found |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        f"| LFW | From | Strangers named | found | mistaken | found at {RATE:.1%} | Tracks: strangers named | found |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for size in SIZES:
         for shots in SHOTS:
@@ -122,18 +124,29 @@ def gallery_of(people: People) -> Iterator[Gallery]:
 
 
 def one_picture(gallery: Gallery, rule: IdentityRule, shown: People, strangers: People) -> list[Share]:
-    """Each picture by itself, as `analyze` decides: strangers named, enrolled found, enrolled taken for another."""
-    named = [rule.decide(gallery.match(face)).name for faces in strangers.values() for face in faces]
-    told = [(name, rule.decide(gallery.match(face)).name) for name, faces in shown.items() for face in faces]
+    """Each picture by itself, as `analyze` decides.
+
+    Strangers named, enrolled found, enrolled taken for another, and enrolled found if the threshold let RATE of these
+    strangers be named: what the model could do, whatever its card's threshold.
+    """
+    matches = [gallery.match(face) for faces in strangers.values() for face in faces]
+    told = [(name, gallery.match(face)) for name, faces in shown.items() for face in faces]
+    nearest = [match.similarity for match in matches if match and (match.margin or 0) >= rule.margin]
+    strict = IdentityRule(sorted([*nearest, 1.0], reverse=True)[int(RATE * len(matches))] + 1e-6, rule.margin)
+    answers = [(name, rule.decide(match).name) for name, match in told]
     return [
-        Share(sum(name is not None for name in named), len(named)),
-        Share(sum(name == answer for name, answer in told), len(told)),
-        Share(sum(answer not in (name, None) for name, answer in told), len(told)),
+        Share(sum(rule.decide(match).name is not None for match in matches), len(matches)),
+        Share(sum(name == answer for name, answer in answers), len(told)),
+        Share(sum(answer not in (name, None) for name, answer in answers), len(told)),
+        Share(sum(name == strict.decide(match).name for name, match in told), len(told)),
     ]
 
 
 def several(gallery: Gallery, rule: IdentityRule, shown: People, strangers: People) -> list[Share]:
-    """A person's pictures as the frames of a track, as `run` decides, of those who have enough."""
+    """A person's pictures as the frames of a track, as `run` decides, of those who have enough.
+
+    Harder than a clip: the pictures are of several days, and their mean is nearer to everybody.
+    """
     known = [(name, track_name(gallery, rule, faces)) for name, faces in shown.items() if len(faces) >= MIN_READINGS]
     named = [track_name(gallery, rule, faces) for faces in strangers.values() if len(faces) >= MIN_READINGS]
     return [
