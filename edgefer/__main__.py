@@ -7,23 +7,20 @@ import functools
 import logging
 import os
 import sys
-from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from edgefer import __version__, logs
 from edgefer.errors import EdgeferError, SettingsError, UsageError
 from edgefer.escape import escape_lines
 from edgefer.settings import Settings, load_settings, show, variables
 
-if TYPE_CHECKING:
-    from edgefer.gallery import Gallery
-
 EXAMPLES = """
 examples:
   edgefer demo                            faces, names and emotions, with no camera and no broker
   edgefer doctor                          does everything work here?
   edgefer enroll Ada --images ~/ada       learn a face from a folder of pictures
+  edgefer enroll Ada --camera             learn the face before the camera
   edgefer analyze photo.jpg --json        one-shot, no broker
   EDGEFER_CAMERA=0 EDGEFER_MQTT__HOST=broker.local edgefer run
 
@@ -77,42 +74,20 @@ def analyze(options: argparse.Namespace) -> int:
 
 
 def enroll(options: argparse.Namespace) -> int:
-    """Add a person to the gallery."""
-    from edgefer.enroll import enroll_images  # noqa: PLC0415
+    """Add a person to the gallery, from pictures or before the camera."""
+    from edgefer.enroll import enroll_command  # noqa: PLC0415
 
-    used = 0
-    for tried in enroll_images(_settings(), options.name, options.images):
-        print(f"{tried.path}: {'used' if tried.refused is None else f'refused: {tried.refused}'}", flush=True)
-        used += tried.refused is None
-    print(f"{options.name}: {used} face(s) enrolled")
-    return 0
+    return enroll_command(
+        _settings(), options.name, options.images, options.seconds, keep=options.keep_images, ignored=options.ignore
+    )
 
 
 def people(options: argparse.Namespace) -> int:
-    """Who is known: list them, remove one."""
-    code: int = options.action(options)
+    """Who is known: list, remove, rename, merge, export, import, relearn, check."""
+    from edgefer import people as commands  # noqa: PLC0415
+
+    code: int = getattr(commands, options.action)(_settings(), options)
     return code
-
-
-def people_list(_: argparse.Namespace) -> int:
-    """Everybody who is enrolled."""
-    with _gallery(_settings()) as gallery:
-        people = gallery.people()
-    for person in people:
-        print(f"{person.name:<32} {person.templates} face(s)")
-    if not people:
-        print("nobody is enrolled; `edgefer enroll NAME --images PATH...` adds somebody", file=sys.stderr)
-    return 0
-
-
-def people_remove(options: argparse.Namespace) -> int:
-    """Forget a person."""
-    with _gallery(_settings()) as gallery:
-        removed = gallery.remove(options.name)
-    if not removed:
-        raise UsageError(f"nobody named {options.name!r} is enrolled; `edgefer people list` shows who is")
-    print(f"{options.name}: {removed} face(s) removed")
-    return 0
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -166,13 +141,6 @@ def _settings() -> Settings:
     return loaded
 
 
-def _gallery(settings: Settings) -> closing[Gallery]:
-    from edgefer.gallery import open_gallery  # noqa: PLC0415
-    from edgefer.vision.model import find_card  # noqa: PLC0415
-
-    return closing(open_gallery(settings, find_card(settings.identity.model)))
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}\n{self.format_usage().strip()}")
@@ -205,14 +173,17 @@ def _parser() -> argparse.ArgumentParser:
     analyze_parser.add_argument("--json", action="store_true", help="JSON lines, one a picture or video frame")
     enroll_parser = add("enroll", enroll)
     enroll_parser.add_argument("name", help="the person's name, as it will be published")
+    source = enroll_parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", nargs="+", type=Path, metavar="PATH", help="pictures, or folders of pictures")
+    source.add_argument("--camera", action="store_true", help="whoever is before the camera, alone")
+    enroll_parser.add_argument("--seconds", type=_seconds, default=5.0, help="how long to look (%(default)g)")
     enroll_parser.add_argument(
-        "--images", nargs="+", required=True, type=Path, metavar="PATH", help="pictures, or folders of pictures"
+        "--keep-images", action="store_true", help="keep pictures of the face, for `people relearn` with a later model"
     )
-    groups = add("people", people).add_subparsers(title="commands", required=True, metavar="COMMAND")
-    groups.add_parser("list", help=people_list.__doc__).set_defaults(action=people_list)
-    remove_parser = groups.add_parser("remove", help=people_remove.__doc__)
-    remove_parser.add_argument("name")
-    remove_parser.set_defaults(action=people_remove)
+    enroll_parser.add_argument(
+        "--ignore", action="store_true", help="never report by name: a poster, a statue, a face on a box"
+    )
+    _add_people(add("people", people))
     doctor_parser = add("doctor", doctor)
     doctor_parser.add_argument(
         "--explain", action="store_true", help="every problem that `health` can tell of, and what to do about it"
@@ -222,6 +193,39 @@ def _parser() -> argparse.ArgumentParser:
     bench_parser.add_argument("--json", action="store_true", help="one JSON object")
     add("settings", settings)
     return parser
+
+
+def _add_people(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="_")
+
+    def add(name: str, action: str, text: str, *names: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(action=action)
+        for argument in names:
+            added.add_argument(argument)
+        return added
+
+    listing = add("list", "list_people", "Everybody who is enrolled.")
+    add("remove", "remove", "Forget a person: faces, pictures, and what still goes round with the name.", "name")
+    add("rename", "rename", "Give a person another name.", "name", "to")
+    add("merge", "merge", "Make one person of two, who keeps the second name.", "name", "into")
+    add("export", "export", "Write everybody's faces as JSON, unsealed: personal data.").add_argument(
+        "file", nargs="?", type=Path, help="for its owner only; standard output otherwise"
+    )
+    importing = add("import", "import_", "Add people from JSON: an export, or names with their embeddings.")
+    importing.add_argument("file", type=Path, help='an export, or {"Ada": [numbers], "Grace": [[numbers], [numbers]]}')
+    importing.add_argument("--model-id", help="the model that made the embeddings, where the file doesn't say")
+    add("relearn", "relearn_people", "Learn anew, with the model in use, whose pictures were kept.")
+    checking = add("check", "check", "How well people are told apart, from each other and from strangers.")
+    for one in (listing, checking):
+        one.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 60:
+        raise argparse.ArgumentTypeError("0 to 60 seconds")
+    return value
 
 
 if __name__ == "__main__":

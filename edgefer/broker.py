@@ -58,6 +58,21 @@ def check_broker(settings: Settings) -> None:
     _find_version(settings.mqtt, client_id(settings) + "-check")
 
 
+def clear_retained(settings: Settings, topic: str) -> None:
+    """Make the broker forget what it retains on a topic; BrokerError when it can't be reached or refuses."""
+    name = client_id(settings) + "-people"
+    refusals: list[str | None] = []
+    with contextlib.closing(_connect(settings.mqtt, _find_version(settings.mqtt, name), name, None)) as connection:
+        connection.publish(topic, b"", refusals.append, retain=True)
+        while not connection.idle:
+            connection.exchange(0.5)
+            if connection.silent_s > ANSWER_TIMEOUT_S:
+                raise BrokerError(why_unreachable(TimeoutError(), settings.mqtt, ANSWER_TIMEOUT_S))
+        connection.say_goodbye()
+    if refusals[0] is not None:
+        raise BrokerError(f"{where(settings.mqtt)} refuses messages on {topic}: {refusals[0]}")
+
+
 def client_id(settings: Settings) -> str:
     """The name that the broker knows this daemon by: the device's, with a few letters that tell daemons apart.
 

@@ -26,7 +26,7 @@ from edgefer import service
 from edgefer.broker import check_broker, tls_context
 from edgefer.cameras import parse_uri
 from edgefer.cameras.sample import GRACE, picture_path
-from edgefer.enroll import enroll_images
+from edgefer.enroll import enroll, look_at_pictures
 from edgefer.errors import BrokerError, InputError
 from edgefer.health import Totals
 from edgefer.settings import MqttSettings, Settings
@@ -71,9 +71,7 @@ def run_demo(settings: Settings, clip: str | None, *, as_json: bool) -> int:
 
 def enroll_grace(settings: Settings) -> None:
     """Make one of the sample's two people known."""
-    for tried in enroll_images(settings, GRACE.name, [picture_path(GRACE)]):
-        if tried.refused is not None:
-            raise InputError(f"the sample's picture can't be enrolled: {tried.path}: {tried.refused}")
+    enroll(settings, GRACE.name, look_at_pictures(settings, [picture_path(GRACE)]))
 
 
 def summary(totals: Totals, viewer: Viewer) -> str:

@@ -1,79 +1,114 @@
-"""Adding a person to the gallery from pictures."""
+"""Adding a person to the gallery: from pictures, or from the camera, whoever holds it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgefer.analyze import DEFAULT_DETECTOR
-from edgefer.errors import InputError, UsageError
-from edgefer.gallery import check_name, open_gallery
-from edgefer.messages import Detection, Image, Quality
+import cv2
+import numpy as np
+
+from edgefer import analyze, service
+from edgefer.cameras import EndOfStream
+from edgefer.control import ask_for_looks
+from edgefer.errors import CameraError, InputError, UsageError
+from edgefer.gallery import Gallery, Template, check_name, model_id, open_gallery
+from edgefer.identify import identity_rule
+from edgefer.latest import Latest
+from edgefer.looks import EVERY_S, Look, look
+from edgefer.messages import Image
 from edgefer.pictures import list_pictures, read_picture
 from edgefer.settings import Settings
-from edgefer.vision import load_vision
-from edgefer.vision.quality import rate
+from edgefer.vision import Vision, load_vision
+from edgefer.vision.model import find_card
 
-MIN_FACE_PX = 48
-"""A smaller face is enlarged more than twice for the embedding, and looks like anybody."""
-MIN_SHARPNESS = 0.2
-MIN_FRONTAL = 0.3
-"""Turned further, one eye begins to hide."""
+FRAME_S = 10.0
+"""How long a camera may take to open and to give a frame."""
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
-    """What became of one picture: `refused` says why it wasn't used, None when it was."""
+class Alike:
+    """Somebody else who looks like the person who was enrolled: the name, and the cosine of the two nearest faces."""
 
-    path: Path
-    refused: str | None
+    name: str
+    similarity: float
 
 
-def enroll_images(settings: Settings, name: str, paths: Sequence[Path]) -> Iterator[Tried]:
-    """Enrol a person from pictures and folders of pictures, one after the other, telling of each.
+def enroll(
+    settings: Settings,
+    name: str,
+    looks: Iterable[Look],
+    *,
+    ignored: bool = False,
+    tell: Callable[[Look], None] | None = None,
+) -> tuple[int, Alike | None]:
+    """Add a person from looks at their face, all at once; how many were used, and who else looks like them.
 
-    InputError when a path isn't there, or when no picture could be used in the end.
+    `tell` is called for each look as it comes. InputError says why no look could be used, or what is wrong with the
+    gallery.
     """
     name = check_name(name)
-    pictures = _pictures(paths)
-    vision = load_vision(settings, DEFAULT_DETECTOR)
-    if vision.embedder is None:
-        raise UsageError("EDGEFER_IDENTITY__ENABLED is false: nobody can be enrolled")
-    used = 0
-    with closing(open_gallery(settings, vision.embedder.model.card, create=True)) as gallery:
-        for path in pictures:
-            try:
-                image = read_picture(path)
-                face, quality = only_good_face(image, vision.detector(image))
-            except InputError as error:
-                yield Tried(path, str(error).removeprefix(f"{path}: "))
-                continue
-            gallery.enroll(name, vision.embedder(image, face), quality.weight)
-            used += 1
-            yield Tried(path, None)
-    if not used:
-        raise InputError(
-            f"no face of {name} could be used: take pictures of one person, sharp, near and from the front"
-        )
+    _check_enabled(settings)
+    card = find_card(settings.identity.model)
+    used: list[Template] = []
+    refused: list[Look] = []
+    with closing(open_gallery(settings, card, create=True)) as gallery:
+        for seen in looks:
+            if tell:
+                tell(seen)
+            if seen.template is None:
+                refused.append(seen)
+            else:
+                used.append(seen.template)
+        if not used:
+            raise InputError(
+                f"no face of {name} could be used ({_summary(refused)}): take pictures of one person, sharp, near and "
+                "from the front"
+            )
+        gallery.add(name, used, ignored=ignored)
+        return len(used), _alike(gallery, name, used, identity_rule(settings, card).threshold)
 
 
-def only_good_face(image: Image, faces: Sequence[Detection]) -> tuple[Detection, Quality]:
-    """The one face of a picture and its quality; InputError says why it is of no use."""
-    if len(faces) != 1:
-        raise InputError("no face was found" if not faces else f"there are {len(faces)} faces, and whose is meant?")
-    quality = rate(image, faces[0])
-    if quality.face_px < MIN_FACE_PX:
-        raise InputError(f"the face is {quality.face_px} px large; at least {MIN_FACE_PX} are needed")
-    if quality.sharpness < MIN_SHARPNESS:
-        raise InputError(f"the face is blurred (sharpness {quality.sharpness:.2f}, at least {MIN_SHARPNESS} is needed)")
-    if quality.frontal is not None and quality.frontal < MIN_FRONTAL:
-        raise InputError(f"the face is turned away (frontal {quality.frontal:.2f}, at least {MIN_FRONTAL} is needed)")
-    return faces[0], quality
+def look_at_pictures(settings: Settings, paths: Sequence[Path], *, keep: bool = False) -> Iterator[Look]:
+    """A look at each picture, and at each of a folder; InputError when a path isn't there."""
+    pictures = list_all(paths)
+    vision = load_vision(settings, analyze.DEFAULT_DETECTOR)
+    for path in pictures:
+        try:
+            image = read_picture(path)
+        except InputError as error:
+            yield Look(str(path), str(error).removeprefix(f"{path}: "))
+            continue
+        yield _look(str(path), image, vision, keep=keep)
 
 
-def _pictures(paths: Sequence[Path]) -> list[Path]:
+def look_through_camera(settings: Settings, seconds: float, *, keep: bool = False) -> Iterator[Look]:
+    """Looks at whoever stands before the camera: the running daemon's, or else the camera is opened here."""
+    asked = ask_for_looks(settings.state_dir, model_id(find_card(settings.identity.model)), seconds, keep=keep)
+    yield from _look_ourselves(settings, seconds, keep=keep) if asked is None else asked
+
+
+def relearn(settings: Settings) -> Iterator[tuple[str, Look]]:
+    """Make the templates of other models anew, with the one in use, where pictures were kept: whose, and the look."""
+    _check_enabled(settings)
+    vision = load_vision(settings, analyze.DEFAULT_DETECTOR)
+    renewed: list[tuple[int, Template]] = []
+    with closing(open_gallery(settings, find_card(settings.identity.model))) as gallery:
+        for number, name, picture in gallery.outdated_pictures():
+            image = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
+            assert image is not None, "a picture of ours"
+            seen = _look("a kept picture", image, vision, keep=False)
+            if seen.template is not None:
+                renewed.append((number, replace(seen.template, picture=picture)))
+            yield name, seen
+        gallery.replace(renewed)
+
+
+def list_all(paths: Sequence[Path]) -> list[Path]:
+    """The pictures that are meant: a folder stands for those in it. InputError when one isn't there."""
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -83,3 +118,111 @@ def _pictures(paths: Sequence[Path]) -> list[Path]:
         else:
             raise InputError(f"{path}: no such file or folder")
     return found
+
+
+def enroll_command(
+    settings: Settings,
+    name: str,
+    images: Sequence[Path] | None,
+    seconds: float,
+    *,
+    keep: bool,
+    ignored: bool,
+) -> int:
+    """`edgefer enroll`: tells of each look, of what came of it, and of whoever looks alike."""
+    name = check_name(name)
+    if images is not None:
+        looks, total = look_at_pictures(settings, images, keep=keep), len(list_all(images))
+    else:
+        print(f"looking for {seconds:g} s: turn your head a little, alone before the camera", file=sys.stderr)
+        looks, total = look_through_camera(settings, seconds, keep=keep), round(seconds / EVERY_S)
+    bar = ProgressBar(total)
+
+    def tell(seen: Look) -> None:
+        bar.clear()
+        print(f"{seen.source}: {'used' if seen.refused is None else f'refused: {seen.refused}'}", flush=True)
+        bar.step()
+
+    try:
+        used, alike = enroll(settings, name, looks, ignored=ignored, tell=tell)
+    finally:
+        bar.clear()
+    print(f"{name}: {used} face(s) enrolled" + (", never to be reported by name" if ignored else ""))
+    if alike is not None:
+        print(
+            f"edgefer: {name} looks like {alike.name}, who is enrolled too (similarity {alike.similarity:.2f}): if "
+            "that is one person, `edgefer people merge`; two who look alike will often be `unknown`",
+            file=sys.stderr,
+        )
+    return 0
+
+
+class ProgressBar:
+    """How far it is, on a terminal; nothing where the output goes elsewhere."""
+
+    def __init__(self, total: int) -> None:
+        self._total = max(1, total)
+        self._done = 0
+        self._stream = sys.stderr if sys.stderr.isatty() and total > 1 else None
+
+    def step(self) -> None:
+        """One more is done."""
+        self._done = min(self._done + 1, self._total)
+        if self._stream:
+            bar = "#" * round(30 * self._done / self._total)
+            print(f"[{bar:<30}] {self._done}/{self._total}", end="\r", flush=True, file=self._stream)
+
+    def clear(self) -> None:
+        """Make room for a line."""
+        if self._stream:
+            print("\x1b[2K", end="\r", flush=True, file=self._stream)
+
+
+def _check_enabled(settings: Settings) -> None:
+    if not settings.identity.enabled:
+        raise UsageError("EDGEFER_IDENTITY__ENABLED is false: nobody can be enrolled")
+
+
+def _look_ourselves(settings: Settings, seconds: float, *, keep: bool) -> Iterator[Look]:
+    vision = load_vision(settings, service.DEFAULT_DETECTOR)
+    camera = Latest(settings.camera, settings.frame)
+    try:
+        start_s: float | None = None
+        due_s = 0.0
+        while due_s < seconds:
+            frame = camera.next(FRAME_S)
+            if frame is None:
+                raise CameraError(camera.state.problem or "the camera gives no frame; `edgefer doctor` tells more")
+            start_s = frame.stream_s if start_s is None else start_s
+            at_s = frame.stream_s - start_s
+            if at_s >= due_s:
+                due_s = at_s + EVERY_S
+                yield _look(f"{at_s:.1f} s", frame.image, vision, keep=keep)
+    except EndOfStream:
+        return
+    finally:
+        camera.close(service.CLOSE_CAMERA_S)
+
+
+def _look(source: str, image: Image, vision: Vision, *, keep: bool) -> Look:
+    assert vision.embedder is not None  # _check_enabled saw to it
+    return look(source, image, vision.detector(image), vision.embedder, keep=keep)
+
+
+def _summary(refused: Sequence[Look]) -> str:
+    """The reasons, each once with how often it was given."""
+    reasons: dict[str, int] = {}
+    for seen in refused:
+        reason = (seen.refused or "").split(" (")[0]
+        reasons[reason] = reasons.get(reason, 0) + 1
+    listed = sorted(reasons.items(), key=lambda item: -item[1])
+    shown = "; ".join(f"{count}x {reason}" if count > 1 else reason for reason, count in listed[:4])
+    return shown + ("; and other reasons" if len(listed) > 4 else "") or "there was no look at one"
+
+
+def _alike(gallery: Gallery, name: str, used: Sequence[Template], threshold: float) -> Alike | None:
+    """Who else is so near that they could be taken for one person, the nearest one."""
+    faces = np.stack([template.embedding for template in used])
+    others = [Alike(other, float((faces @ known.T).max())) for other, known in gallery.embeddings().items()]
+    others = [other for other in others if other.name != check_name(name) and other.similarity >= threshold]
+    return max(others, key=lambda other: other.similarity, default=None)

@@ -1,20 +1,22 @@
-"""The people we know: templates of their faces in one SQLite file, and the nearest to a face."""
+"""The people we know: templates of their faces, and who is nearest to a face."""
 
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgefer.errors import InputError, UsageError
-from edgefer.seal import Seal
+from edgefer.gallery_file import DamagedGalleryError, GalleryFile
 from edgefer.settings import Settings
 from edgefer.vision.card import ModelCard
 from edgefer.vision.embedder import Embedding
@@ -23,61 +25,102 @@ log = logging.getLogger(__name__)
 
 MAX_NAME = 64
 """Characters of a name: it goes into every event."""
+FILE = "gallery.sqlite3"
+BINS = 100
+"""Bins of the strangers' histogram to a cosine of 1."""
 
-_TABLES = """
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS template (
-    id INTEGER PRIMARY KEY, person TEXT NOT NULL, model TEXT NOT NULL, embedding BLOB NOT NULL,
-    quality REAL NOT NULL, enrolled TEXT NOT NULL
-);
-"""
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """What is kept of one look at a face: its embedding, its quality (0..1), when, and a JPEG only if asked for."""
+
+    embedding: Embedding
+    quality: float
+    enrolled: str = field(default_factory=_now)
+    picture: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Somebody we know, and by how many templates."""
+    """Somebody we know: templates of the model in use and of others (of no use to it), and pictures that are kept."""
 
     name: str
     templates: int
+    ignored: bool = False
+    other_models: int = 0
+    pictures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Newcomer:
+    """Somebody who is to be enrolled, or to be ignored: never to be reported by name."""
+
+    name: str
+    templates: Sequence[Template]
+    ignored: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The nearest person to a face: the cosine, and how much nearer than the second person (None without one)."""
+    """The nearest person to a face: the cosine, and how much nearer than the second person (None without one).
+
+    `ignored` is a person, or a poster, that is never to be named.
+    """
 
     name: str
     similarity: float
     margin: float | None
+    ignored: bool = False
 
 
 class Gallery:
     """The people in a state folder, as one model sees them.
 
-    `model` names the embedding model: templates of another can't be compared and are left out. `key` seals the
-    templates. The file is made only where `create` says so; without it, nobody is known. InputError when the file can't
-    be used, with what to do.
+    `model` names the embedding model: templates of another can't be compared and are left out. `key` seals what is
+    stored. The file is made only where `create` says so; without it, nobody is known. InputError when the file can't
+    be used, with what to do; but where `outlast_damage`, a damaged one is as none: `problem` tells, and `refresh` looks
+    whether it was mended.
     """
 
-    def __init__(self, folder: Path, model: str, key: str | None = None, *, create: bool = False) -> None:
-        self.path = folder / "gallery.sqlite3"
+    def __init__(
+        self, folder: Path, model: str, key: str | None = None, *, create: bool = False, outlast_damage: bool = False
+    ) -> None:
+        self.path = folder / FILE
         self.model = model
+        self.problem: str | None = None
         self._key = key
-        with self._errors():
-            if create:
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self.path.touch(mode=0o600)
-                if os.geteuid() == 0:  # the folder's owner, the service's user perhaps, must be able to read it
-                    os.chown(self.path, folder.stat().st_uid, folder.stat().st_gid)
-            self._open()
+        try:
+            self._file = GalleryFile(self.path, key, create=create)
+            self._load()
+        except DamagedGalleryError as error:
+            if not outlast_damage:
+                raise
+            self._tell(str(error))
+            self._file = GalleryFile(self.path, None, blank=True)
+            self._load()
 
-    def refresh(self) -> None:
-        """Take up what another process has changed since; cheap when nothing was."""
-        with self._errors():
-            if self._place != self.path and self.path.exists():
-                self._database.close()
-                self._open()
-            elif self._data_version() != self._version:
-                self._load()
+    def refresh(self) -> bool:
+        """Take up what another process has changed since; whether that was anything. Cheap when nothing was.
+
+        When the file can't be read any more, everything stays as it was, and `problem` says why.
+        """
+        try:
+            if not self._file.is_current:
+                fresh = GalleryFile(self.path, self._key)
+                self._file.close()
+                self._file = fresh
+            elif self._file.changes == self._changes and self.problem is None:
+                return False
+            self._load()
+        except InputError as error:
+            self._tell(str(error))
+            return False
+        self.problem = None
+        return True
 
     @property
     def is_empty(self) -> bool:
@@ -89,125 +132,247 @@ class Gallery:
         if not self._names:
             return None
         similarities = self._templates @ face
-        best = np.full(len(self._names), -1.0, np.float32)
-        np.maximum.at(best, self._persons, similarities)
-        first = int(best.argmax())
-        margin = float(best[first] - np.delete(best, first).max()) if len(best) > 1 else None
-        return Match(self._names[first], float(best[first].clip(-1, 1)), margin)
+        nearest = int(similarities.argmax())
+        person = int(np.searchsorted(self._starts, nearest, side="right")) - 1
+        similarity, margin = float(similarities[nearest]), None
+        if len(self._names) > 1:
+            # The templates lie person by person: without this one's, the best left is the second person's.
+            end = self._starts[person + 1] if person + 1 < len(self._starts) else None
+            similarities[self._starts[person] : end] = -np.inf
+            margin = similarity - float(similarities.max())
+        return Match(self._names[person], min(1.0, max(-1.0, similarity)), margin, self._ignored[person])
 
-    def enroll(self, name: str, face: Embedding, quality: float) -> None:
-        """Add a template to a person, new or known; UsageError when the name can't be one."""
-        name = check_name(name)
-        blob = face.astype("<f4").tobytes()
-        if self._seal:
-            blob = self._seal.close(blob)
-        with self._errors():
-            self._database.execute(
-                "INSERT INTO template (person, model, embedding, quality, enrolled) VALUES (?, ?, ?, ?, ?)",
-                (name, self.model, blob, quality, datetime.now(timezone.utc).isoformat(timespec="seconds")),
-            )
-            self._load()
+    def embeddings(self) -> dict[str, NDArray[np.float32]]:
+        """Everybody's templates by name, each n x size."""
+        return dict(zip(self._names, np.split(self._templates, self._starts[1:]), strict=True)) if self._names else {}
 
-    def remove(self, name: str) -> int:
-        """Forget a person; how many templates there were."""
-        with self._errors():
-            removed = self._database.execute("DELETE FROM template WHERE person = ?", (name,)).rowcount
-            self._load()
-        return removed
+    def templates(self, name: str) -> list[Template]:
+        """What is kept of a person, for this model."""
+        rows = self._file.read(
+            "SELECT embedding, quality, enrolled, picture FROM template JOIN person ON person.id = person "
+            "WHERE name = ? AND model = ? ORDER BY template.id",
+            name,
+            self.model,
+        )
+        return [self._template(*cast("tuple[bytes, float, str, bytes | None]", row)) for row in rows]
 
     def people(self) -> list[Person]:
-        """Everybody, by name, as this model sees them."""
-        counts = np.bincount(self._persons, minlength=len(self._names))
-        return [Person(name, int(count)) for name, count in zip(self._names, counts, strict=True)]
+        """Everybody, by name, with those who were enrolled with other models only."""
+        rows = self._file.read(
+            "SELECT name, sum(model = ?), ignored, sum(model != ?), count(picture) "
+            "FROM person JOIN template ON person.id = person GROUP BY name ORDER BY name",
+            self.model,
+            self.model,
+        )
+        return [
+            Person(name, here, bool(ignored), elsewhere, pictures)
+            for name, here, ignored, elsewhere, pictures in cast("list[tuple[str, int, int, int, int]]", rows)
+        ]
 
     def other_models(self) -> list[str]:
         """Models that templates in the file were made with, and that aren't this one."""
-        with self._errors():
-            rows = self._database.execute("SELECT DISTINCT model FROM template WHERE model != ?", (self.model,))
-            return [row[0] for row in rows]
+        return [
+            str(model) for (model,) in self._file.read("SELECT DISTINCT model FROM template") if model != self.model
+        ]
+
+    def enroll(self, name: str, face: Embedding, quality: float) -> None:
+        """Add one template to a person, new or known; UsageError when the name can't be one."""
+        self.add(name, [Template(face, quality)])
+
+    def add(self, name: str, templates: Sequence[Template], *, ignored: bool = False) -> int:
+        """Add templates to a person, new or known, all of them or none; how many weren't there already.
+
+        UsageError when the name can't be one, or is that of somebody who is ignored and now isn't to be, or the other
+        way round.
+        """
+        return self.add_people([Newcomer(name, templates, ignored)])[check_name(name)]
+
+    def add_people(self, newcomers: Sequence[Newcomer]) -> dict[str, int]:
+        """Add templates of several people, all of them or none; how many of each weren't there already."""
+        added: dict[str, int] = {}
+        known, size = self.embeddings(), self._templates.shape[1]
+        with self._file.changing() as database:
+            for newcomer in newcomers:
+                name = check_name(newcomer.name)
+                number = self._person(database, name, ignored=newcomer.ignored)
+                size = size or len(newcomer.templates[0].embedding)
+                if any(len(template.embedding) != size for template in newcomer.templates):
+                    raise InputError(f"{name}: the model in use gives {size} values a face, not another number")
+                here = {embedding.tobytes() for embedding in known.get(name, ())}
+                fresh = {template.embedding.astype("<f4").tobytes(): template for template in newcomer.templates}
+                rows = [(number, *self._row(template)) for blob, template in fresh.items() if blob not in here]
+                database.executemany(_INSERT, rows)
+                added[name] = added.get(name, 0) + len(rows)
+            # What strangers were like to fewer people says nothing any more.
+            database.execute("DELETE FROM stranger WHERE model = ?", (self.model,))
+        self._load()
+        return added
+
+    def remove(self, name: str) -> int:
+        """Forget a person, without a trace in the file; how many templates there were."""
+        with self._file.changing() as database:
+            removed = database.execute(
+                "SELECT count(*) FROM template JOIN person ON person.id = person WHERE name = ?", (name,)
+            ).fetchone()[0]
+            database.execute("DELETE FROM person WHERE name = ?", (name,))
+        self._file.leave_no_trace()
+        self._load()
+        return int(removed)
+
+    def rename(self, name: str, to: str) -> None:
+        """Give a person another name; UsageError when nobody has the one, or somebody the other."""
+        to = check_name(to)
+        self._check_known(name)
+        if to != name and self._knows(to):
+            raise UsageError(f"{to} is enrolled too: `edgefer people merge` makes one person of two")
+        with self._file.changing() as database:
+            database.execute("UPDATE person SET name = ? WHERE name = ?", (to, name))
+        self._file.leave_no_trace()
+        self._load()
+
+    def merge(self, name: str, into: str) -> None:
+        """Make one person of two, who has the second one's name; UsageError when either isn't enrolled."""
+        self._check_known(name)
+        self._check_known(into)
+        if name == into:
+            raise UsageError(f"{name} and {into} are one person already")
+        if len({person.ignored for person in self.people() if person.name in (name, into)}) == 2:
+            raise UsageError(f"one of {name} and {into} is ignored, the other known by name: they can't be merged")
+        with self._file.changing() as database:
+            database.execute(
+                "UPDATE template SET person = (SELECT id FROM person WHERE name = ?) "
+                "WHERE person = (SELECT id FROM person WHERE name = ?)",
+                (into, name),
+            )
+            database.execute("DELETE FROM person WHERE name = ?", (name,))
+        self._file.leave_no_trace()
+        self._load()
+
+    def outdated_pictures(self) -> list[tuple[int, str, bytes]]:
+        """Templates of other models whose picture was kept: number, person, JPEG."""
+        rows = self._file.read(
+            "SELECT template.id, name, picture FROM template JOIN person ON person.id = person "
+            "WHERE model != ? AND picture IS NOT NULL ORDER BY template.id",
+            self.model,
+        )
+        return [
+            (n, name, self._file.open_blob(picture)) for n, name, picture in cast("list[tuple[int, str, bytes]]", rows)
+        ]
+
+    def replace(self, renewed: Iterable[tuple[int, Template]]) -> None:
+        """Put templates of this model in the place of older ones, by their numbers."""
+        with self._file.changing() as database:
+            for number, template in renewed:
+                (person,) = database.execute("SELECT person FROM template WHERE id = ?", (number,)).fetchone()
+                database.execute("DELETE FROM template WHERE id = ?", (number,))
+                database.execute(_INSERT, (person, *self._row(template)))
+        self._file.leave_no_trace()
+        self._load()
+
+    def note_strangers(self, similarities: Iterable[float]) -> None:
+        """Count how near strangers came to somebody known; nothing else of them is kept."""
+        bins = Counter(int(np.floor(similarity * BINS)) for similarity in similarities)
+        with self._file.changing() as database:
+            database.executemany(
+                "INSERT INTO stranger VALUES (?, ?, ?) "
+                "ON CONFLICT (model, bin) DO UPDATE SET count = count + excluded.count",
+                [(self.model, bin_, count) for bin_, count in bins.items()],
+            )
+
+    def strangers(self) -> dict[float, int]:
+        """How many strangers came how near: the upper edge of each bin's cosine, and the count."""
+        rows = self._file.read("SELECT bin, count FROM stranger WHERE model = ? ORDER BY bin", self.model)
+        return {(bin_ + 1) / BINS: count for bin_, count in cast("list[tuple[int, int]]", rows)}
 
     def close(self) -> None:
         """Close the file."""
-        self._database.close()
-
-    def _open(self) -> None:
-        self._place = self.path if self.path.exists() else Path(":memory:")
-        self._database = sqlite3.connect(self._place, timeout=5, isolation_level=None)
-        if self._place == self.path:
-            self._database.execute("PRAGMA journal_mode=WAL")
-        self._database.executescript(_TABLES)
-        self._seal = self._open_seal(self._key)
-        self._load()
-
-    def _data_version(self) -> int:
-        """A number that moves when another connection changes the file."""
-        return int(self._database.execute("PRAGMA data_version").fetchone()[0])
+        self._file.close()
 
     def _load(self) -> None:
         """Take the templates into one matrix: a match is then one product."""
-        self._version = self._data_version()
-        rows = self._database.execute(
-            "SELECT person, embedding FROM template WHERE model = ? ORDER BY person", (self.model,)
-        ).fetchall()
-        blobs = [self._seal.open(blob) if self._seal else blob for _, blob in rows]
-        self._names = sorted({person for person, _ in rows})
-        index = {name: i for i, name in enumerate(self._names)}
-        self._persons = np.array([index[person] for person, _ in rows], np.intp)
-        self._templates = np.stack([np.frombuffer(blob, "<f4") for blob in blobs]) if blobs else np.zeros((0, 0))
+        self._changes = self._file.changes
+        self._file.check_seal()
+        rows = cast(
+            "list[tuple[str, int, bytes]]",
+            self._file.read(
+                "SELECT name, ignored, embedding FROM template JOIN person ON person.id = person "
+                "WHERE model = ? ORDER BY name, template.id",
+                self.model,
+            ),
+        )
+        blobs = [self._file.open_blob(blob) for _, _, blob in rows]
+        if len({len(blob) for blob in blobs}) > 1:
+            raise DamagedGalleryError(f"{self.path}: the file is damaged: its templates have several lengths")
+        counts = Counter(name for name, _, _ in rows)
+        ignored = {name for name, is_ignored, _ in rows if is_ignored}
+        self._names = list(counts)
+        self._ignored = [name in ignored for name in self._names]
+        self._starts = np.cumsum([0, *counts.values()])[:-1]
+        self._templates = (
+            np.frombuffer(b"".join(blobs), "<f4").reshape(len(rows), -1) if rows else np.zeros((0, 0), "<f4")
+        )
 
-    def _open_seal(self, key: str | None) -> Seal | None:
-        meta = dict(self._database.execute("SELECT name, value FROM meta"))
-        used = self._database.execute("SELECT 1 FROM template").fetchone() is not None
-        if key is None:
-            if "salt" in meta:
-                raise InputError(f"{self.path} is sealed: set EDGEFER_GALLERY__KEY to the key it was sealed with")
-            return None
-        if "salt" not in meta:
-            if used:
-                raise InputError(
-                    f"{self.path} was made without a key, so EDGEFER_GALLERY__KEY can't open it: "
-                    "unset the key, or move the file away and enrol again"
-                )
-            seal = Seal.new(key)
-            self._database.executemany("INSERT INTO meta VALUES (?, ?)", [("salt", seal.salt), ("check", seal.check)])
-            return seal
-        return Seal.verified(key, meta["salt"], meta["check"])
+    @staticmethod
+    def _person(database: sqlite3.Connection, name: str, *, ignored: bool) -> int:
+        """The number of a person, who is entered where they are new."""
+        database.execute("INSERT OR IGNORE INTO person (name, ignored) VALUES (?, ?)", (name, ignored))
+        (number, is_ignored) = database.execute("SELECT id, ignored FROM person WHERE name = ?", (name,)).fetchone()
+        if bool(is_ignored) != ignored:
+            raise UsageError(
+                f"{name} is {'ignored' if is_ignored else 'known by name'}: `edgefer people remove` first, "
+                "or take another name"
+            )
+        return int(number)
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            raise InputError(
-                f"{self.path}: {error}; if the file is damaged, move it away and enrol again "
-                "(EDGEFER_STATE_DIR is its folder)"
-            ) from error
-        except InputError:
-            raise
-        except OSError as error:
-            raise InputError(
-                f"{self.path}: {error.strerror}; EDGEFER_STATE_DIR must be a folder we may write to"
-            ) from error
+    def _row(self, template: Template) -> tuple[str, bytes, float, str, bytes | None]:
+        picture = None if template.picture is None else self._file.close_blob(template.picture)
+        embedding = self._file.close_blob(template.embedding.astype("<f4").tobytes())
+        return self.model, embedding, template.quality, template.enrolled, picture
+
+    def _template(self, embedding: bytes, quality: float, enrolled: str, picture: bytes | None) -> Template:
+        vector = np.frombuffer(self._file.open_blob(embedding), "<f4")
+        return Template(vector, quality, enrolled, None if picture is None else self._file.open_blob(picture))
+
+    def _knows(self, name: str) -> bool:
+        return bool(self._file.read("SELECT 1 FROM person WHERE name = ?", name))
+
+    def _check_known(self, name: str) -> None:
+        if not self._knows(name):
+            raise UsageError(f"nobody named {name!r} is enrolled; `edgefer people list` shows who is")
+
+    def _tell(self, problem: str) -> None:
+        if problem != self.problem:
+            log.error("%s", problem)
+        self.problem = problem
 
 
-def open_gallery(settings: Settings, card: ModelCard, *, create: bool = False) -> Gallery:
+_INSERT = "INSERT INTO template (person, model, embedding, quality, enrolled, picture) VALUES (?, ?, ?, ?, ?, ?)"
+
+
+def open_gallery(settings: Settings, card: ModelCard, *, create: bool = False, outlast_damage: bool = False) -> Gallery:
     """The gallery of the settings' state folder, as the model with this card sees it."""
     key = settings.gallery.key.get_secret_value() if settings.gallery.key else None
-    # The digest is part of the id: a retrained model of the same name sees faces differently.
-    model = f"{card.name} {card.sha256[:12]}".strip()
-    gallery = Gallery(settings.state_dir, model, key, create=create)
-    if others := gallery.other_models():
+    gallery = Gallery(settings.state_dir, model_id(card), key, create=create, outlast_damage=outlast_damage)
+    if lost := [person for person in gallery.people() if not person.templates]:
         log.warning(
-            "%s holds people enrolled with another model (%s); they aren't recognised until they are enrolled again",
-            gallery.path,
-            ", ".join(others),
+            "%s: enrolled with another model (%s) than the one in use (%s), and so not recognised: "
+            "`edgefer people relearn` where pictures were kept, else enrol again or import",
+            ", ".join(person.name for person in lost),
+            ", ".join(gallery.other_models()),
+            gallery.model,
         )
     return gallery
 
 
+def model_id(card: ModelCard) -> str:
+    """How templates name the model that made them."""
+    # The digest is part of the id: a retrained model of the same name sees faces differently.
+    return f"{card.name} {card.sha256[:12]}".strip()
+
+
 def check_name(name: str) -> str:
     """The name without white space around it; UsageError when it can't be a person's."""
-    name = name.strip()
+    name = unicodedata.normalize("NFC", name.strip())
     if not name or len(name) > MAX_NAME or not name.isprintable():
         raise UsageError(f"a name has 1 to {MAX_NAME} printable characters; {name[:80]!r} doesn't do")
     return name

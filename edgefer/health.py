@@ -86,7 +86,15 @@ Found = tuple[Part, ProblemCode, str]
 class HealthMonitor:
     """Gathers what `health` tells."""
 
-    def __init__(self, origin: Origin, models: ModelNames, runtime: str, stopwatch: Stopwatch) -> None:
+    def __init__(
+        self,
+        origin: Origin,
+        models: ModelNames,
+        runtime: str,
+        stopwatch: Stopwatch,
+        gallery_problem: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self._gallery_problem = gallery_problem
         self._origin = origin
         self._models = models
         self._versions = Versions(edgefer=__version__, runtime=runtime)
@@ -133,12 +141,17 @@ class HealthMonitor:
 
         `slowed_by` is why fewer frames are looked at now.
         """
-        self._note_problems([*_problems(camera, sinks), *machine_problems(machine, slowed_by)])
+        self._note_problems([*self._all_problems(camera, sinks), *machine_problems(machine, slowed_by)])
         now_s = time.monotonic()
         if set(self._problems) == self._told and now_s - self._told_s < EVERY_S:
             return None
         self._told, self._told_s = set(self._problems), now_s
         return self._health(camera, sinks, machine, now_s)
+
+    def _all_problems(self, camera: CameraState, sinks: Sequence[SinkState]) -> Iterator[Found]:
+        yield from _problems(camera, sinks)
+        if problem := self._gallery_problem():
+            yield "gallery", "unreadable", problem
 
     def _note_problems(self, found: Sequence[Found]) -> None:
         now, former = datetime.now(timezone.utc), self._problems

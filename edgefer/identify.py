@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from edgefer.errors import InputError
 from edgefer.gallery import Gallery, Match
 from edgefer.messages import Detection, Face, Frame, Identity, Image
 from edgefer.schedule import Schedule
@@ -14,12 +17,16 @@ from edgefer.settings import Settings
 from edgefer.vision.card import ModelCard
 from edgefer.vision.embedder import Embedding
 
+log = logging.getLogger(__name__)
+
 EVERY_S = 2.0
 """A person doesn't change; a look now and then notices when two tracks were swapped."""
 BUDGET = 2
 """Embeddings a frame: the dearest reading."""
 REFRESH_S = 1.0
 """Somebody who is enrolled or removed while the daemon runs is known or forgotten after so long."""
+NOTE_STRANGERS_S = 600.0
+"""How near strangers came is written so seldom: an SD card wears out."""
 MIN_READINGS = 3
 """Readings before the first decision: one blurred or half-turned face must not name anybody."""
 MEMORY = 0.8
@@ -40,7 +47,7 @@ class IdentityRule:
         if match is None:
             return Identity("unknown")
         clear = match.margin is None or match.margin >= self.margin
-        if match.similarity >= self.threshold and clear:
+        if match.similarity >= self.threshold and clear and not match.ignored:
             return Identity("known", match.name, match.similarity, match.margin)
         # A stranger is never given the nearest name.
         return Identity("unknown", None, match.similarity, match.margin)
@@ -72,23 +79,58 @@ class Identifier:
         self._rule = rule
         self._schedule = Schedule(every_s, BUDGET)
         self._decisions: dict[str, _Decision] = {}
+        self._strangers: list[float] = []
         self._refreshed_s = float("-inf")
+        self._noted_s = time.monotonic()
 
     def __call__(self, frame: Frame, faces: Sequence[Face]) -> list[Face]:
         """The same faces, with their identity as far as it is decided."""
         if frame.captured_at - self._refreshed_s >= REFRESH_S:
             self._refreshed_s = frame.captured_at
-            self._gallery.refresh()
+            self._refresh()
         if self._gallery.is_empty:
+            self._decisions = {}
             return [replace(face, identity=self._rule.decide(None)) for face in faces]
+        before = self._decisions
         self._decisions = {
-            face.track.track_id: self._decisions.get(face.track.track_id) or _Decision(self._rule) for face in faces
+            face.track.track_id: before.get(face.track.track_id) or _Decision(self._rule) for face in faces
         }
+        self._see_off(decision for track_id, decision in before.items() if track_id not in self._decisions)
         for face in self._schedule.due(frame, faces):
             decision = self._decisions[face.track.track_id]
             decision.add(self._embed(frame.image, face.track.detection), face.quality.weight)
-            decision.decide(self._gallery.match(decision.mean))
+            decision.decide(self._gallery)
         return [replace(face, identity=self._decisions[face.track.track_id].identity) for face in faces]
+
+    @property
+    def problem(self) -> str | None:
+        """Why the gallery can't be read, None when it can."""
+        return self._gallery.problem
+
+    def close(self) -> None:
+        """Note what is still to be noted; the gallery stays open."""
+        self._see_off(self._decisions.values())
+        self._note_strangers()
+
+    def _refresh(self) -> None:
+        """Take up what has changed in the gallery at once: a name that was removed is gone from the next frame on."""
+        if self._gallery.refresh():
+            for decision in self._decisions.values():
+                decision.decide(self._gallery)
+        if time.monotonic() - self._noted_s >= NOTE_STRANGERS_S:
+            self._note_strangers()
+
+    def _see_off(self, decisions: Iterable[_Decision]) -> None:
+        self._strangers += [decision.nearest for decision in decisions if decision.nearest is not None]
+
+    def _note_strangers(self) -> None:
+        self._noted_s = time.monotonic()
+        noted, self._strangers = self._strangers, []
+        try:
+            if noted:
+                self._gallery.note_strangers(noted)
+        except InputError as error:  # a figure for `people check`: no reason to trouble anybody
+            log.debug("the strangers' similarities couldn't be kept: %s", error)
 
 
 class _Decision:
@@ -96,7 +138,10 @@ class _Decision:
 
     def __init__(self, rule: IdentityRule) -> None:
         self.identity = Identity("undecided")
+        self.nearest: float | None = None
+        """How near it came to somebody, as long as it is a stranger's."""
         self._rule = rule
+        self._is_stranger = True
         self._readings = 0
         self._sum: Embedding = np.zeros(1, np.float32)
 
@@ -105,15 +150,12 @@ class _Decision:
         self._readings += 1
         self._sum = self._sum * np.float32(MEMORY) + embedding * np.float32(max(weight, 1e-3))
 
-    @property
-    def mean(self) -> Embedding:
-        """The direction of all readings together."""
-        mean: Embedding = self._sum / max(float(np.linalg.norm(self._sum)), 1e-9)
-        return mean
-
-    def decide(self, match: Match | None) -> None:
-        """Take in what the gallery says of the mean."""
+    def decide(self, gallery: Gallery) -> None:
+        """Take in what the gallery says of the mean of all readings."""
         if self._readings < MIN_READINGS:
             return
+        match = gallery.match(self._sum / max(float(np.linalg.norm(self._sum)), 1e-9))
         named = self.identity.status == "known" and match is not None and match.name == self.identity.name
         self.identity = (self._rule.relaxed() if named else self._rule).decide(match)
+        self._is_stranger &= self.identity.status == "unknown" and match is not None and not match.ignored
+        self.nearest = max(self.nearest or -1.0, match.similarity) if match and self._is_stranger else None

@@ -260,9 +260,20 @@ class Presence:
     faces: tuple[PresentFace, ...]
 
 
-Part = Literal["camera", "broker", "stdout", "machine"]
+Part = Literal["camera", "broker", "stdout", "gallery", "machine"]
 ProblemCode = Literal[
-    "lost", "frozen", "dark", "slow", "undelivered", "hot", "throttled", "memory", "disk", "unstored", "clock"
+    "lost",
+    "frozen",
+    "dark",
+    "slow",
+    "undelivered",
+    "unreadable",
+    "hot",
+    "throttled",
+    "memory",
+    "disk",
+    "unstored",
+    "clock",
 ]
 
 

@@ -71,6 +71,13 @@ KINDS = (
         "Let the reader go on, or make room on the disk that it goes to.",
     ),
     Kind(
+        "gallery",
+        "unreadable",
+        "degraded",
+        "The file of the people we know can't be read any more: only those who were loaded before are told by name.",
+        "Put a copy of gallery.sqlite3 back into EDGEFER_STATE_DIR, or enrol again; the daemon takes it up by itself.",
+    ),
+    Kind(
         "machine",
         "hot",
         "degraded",

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from edgefer import __version__, machine
 from edgefer.cameras import EndOfStream
+from edgefer.control import Control
 from edgefer.emotions import EmotionWatcher
-from edgefer.gallery import open_gallery
+from edgefer.gallery import model_id, open_gallery
 from edgefer.health import HealthMonitor, Stopwatch, Totals
 from edgefer.heat import Thermostat
 from edgefer.identify import Identifier, identity_rule
@@ -54,15 +55,19 @@ def run(settings: Settings, stop: threading.Event, root: Path = machine.ROOT) ->
         stopwatch = Stopwatch()
         vision = load_vision(settings, DEFAULT_DETECTOR)
         reporter = Reporter(origin, settings.events.interval_s, machine.is_clock_synced)
+        identifier = _identifier(settings, vision, stopwatch, parts)
+        control = parts.enter_context(closing(_control(settings, vision)))
         pipeline = Pipeline(
-            detect=stopwatch.timed("detect", vision.detector),
+            detect=control.watched(stopwatch.timed("detect", vision.detector)),
             track=Tracker(origin.boot_id),
             rate=QualityRater(),
-            identify=_identifier(settings, vision, stopwatch, parts),
+            identify=identifier,
             read_emotions=_emotion_watcher(vision, stopwatch),
             report=reporter,
         )
-        health = HealthMonitor(origin, vision.names, RUNTIME, stopwatch)
+        health = HealthMonitor(
+            origin, vision.names, RUNTIME, stopwatch, lambda: identifier.problem if identifier else None
+        )
         camera = Latest(settings.camera, settings.frame)
         parts.callback(camera.close, CLOSE_CAMERA_S)
         sinks = parts.enter_context(_opened(open_sinks(settings)))
@@ -82,9 +87,15 @@ def run(settings: Settings, stop: threading.Event, root: Path = machine.ROOT) ->
 def _identifier(settings: Settings, vision: Vision, stopwatch: Stopwatch, parts: ExitStack) -> Identifier | None:
     if vision.embedder is None:
         return None
-    gallery = parts.enter_context(closing(open_gallery(settings, vision.embedder.model.card)))
-    rule = identity_rule(settings, vision.embedder.model.card)
-    return Identifier(stopwatch.timed("embed", vision.embedder), gallery, rule)
+    card = vision.embedder.model.card
+    gallery = parts.enter_context(closing(open_gallery(settings, card, outlast_damage=True)))
+    identifier = Identifier(stopwatch.timed("embed", vision.embedder), gallery, identity_rule(settings, card))
+    return parts.enter_context(closing(identifier))
+
+
+def _control(settings: Settings, vision: Vision) -> Control:
+    model = model_id(vision.embedder.model.card) if vision.embedder else None
+    return Control(settings.state_dir, model, vision.embedder)
 
 
 def _emotion_watcher(vision: Vision, stopwatch: Stopwatch) -> EmotionWatcher | None:

@@ -62,4 +62,5 @@ class Daemon:
 def environment(folder: Path) -> dict[str, str]:
     """A device of its own, that nobody has configured."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("EDGEFER_")}
-    return kept | {"EDGEFER_DEVICE": "hall-pi", "EDGEFER_STATE_DIR": str(folder / "state")}
+    own = {"EDGEFER_STATE_DIR": str(folder / "state"), "RUNTIME_DIRECTORY": str(folder / "run")}
+    return kept | own | {"EDGEFER_DEVICE": "hall-pi"}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgefer import emotions, identify, schedule
 from edgefer.emotions import EmotionWatcher
-from edgefer.gallery import Gallery
+from edgefer.gallery import Gallery, Template
 from edgefer.identify import Identifier, IdentityRule
 from edgefer.messages import Box, Detection, Face, Frame, Quality, Track
 
@@ -133,6 +133,49 @@ class TestIdentity:
         watch(stage, [ADA] * 4, model)
         stage(frame(90), [])
         assert watch(stage, [ADA], model, start=50)[0].identity.status == "undecided"
+
+    def test_who_is_ignored_is_unknown(self, gallery):
+        gallery.add("poster", [Template(STRANGER, 1.0)], ignored=True)
+        model = Script(STRANGER)
+        identity = watch(Identifier(model, gallery, RULE), [STRANGER] * 5, model)[-1].identity
+        assert (identity.status, identity.name) == ("unknown", None)
+        assert identity.similarity == pytest.approx(1, abs=1e-5)
+
+    def test_a_change_of_the_gallery_is_taken_up_in_the_next_second_without_another_reading(self, gallery, tmp_path):
+        model = Script(ADA)
+        stage = Identifier(model, gallery, RULE)
+        assert watch(stage, [ADA] * 6, model)[-1].identity.name == "Ada"
+        other = Gallery(tmp_path, "model", create=True)
+        asked, now_s = model.asked, 5 * identify.EVERY_S
+        for change, name in (
+            (lambda: other.rename("Ada", "Countess"), "Countess"),
+            (lambda: other.remove("Countess"), None),
+        ):
+            change()
+            now_s += identify.REFRESH_S
+            (shown,) = stage(frame(now_s), [face("a", 5 * identify.EVERY_S)])  # not found in this frame
+            assert (shown.identity.name, model.asked) == (name, asked)
+        other.close()
+
+    def test_only_how_near_strangers_came_is_noted(self, gallery, monkeypatch):
+        monkeypatch.setattr(identify, "NOTE_STRANGERS_S", 0.0)
+        gallery.add("poster", [Template(direction(0.3, -0.2, -1), 1.0)], ignored=True)
+        model = Script(ADA)
+        stage = Identifier(model, gallery, RULE)
+        for who in (ADA, STRANGER, direction(0.3, -0.2, -1)):
+            watch(stage, [who] * 5, model)
+            stage(frame(5 * identify.EVERY_S), [])  # it leaves
+        assert gallery.strangers() == {}
+        stage(frame(100), [])
+        # Cosine 0.282 to Ada; neither Ada nor the poster is a stranger.
+        assert gallery.strangers() == {0.29: 1}
+
+    def test_strangers_in_view_at_the_end_are_noted(self, gallery):
+        model = Script(STRANGER)
+        stage = Identifier(model, gallery, RULE)
+        watch(stage, [STRANGER] * 5, model)
+        stage.close()
+        assert gallery.strangers() == {0.29: 1}
 
     @given(st.floats(-1, 1), st.one_of(st.none(), st.floats(0, 2)))
     def test_only_the_clearly_near_are_named(self, similarity, margin):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgefer.errors import InputError, UsageError
-from edgefer.gallery import Gallery
+from edgefer.gallery import Gallery, Newcomer, Template
 
 MODEL = "identity-112 0123456789ab"
 
@@ -48,6 +48,83 @@ def test_the_nearest_template_of_each_person_counts(gallery):
     assert match.similarity == pytest.approx(1 / np.linalg.norm([0.2, 0.1, 1]), abs=1e-6)
     assert match.margin == pytest.approx(0.9 / np.linalg.norm([0.2, 0.1, 1]), abs=1e-6)
     assert [(p.name, p.templates) for p in gallery.people()] == [("Ada", 2), ("Grace", 1)]
+
+
+def test_the_nearest_is_found_among_many(gallery):
+    """As if every template were compared by hand, whoever has how many."""
+    rng = np.random.default_rng(4)
+    people = {f"Person {n}": rng.standard_normal((rng.integers(1, 6), 16)).astype(np.float32) for n in range(60)}
+    people = {name: faces / np.linalg.norm(faces, axis=1, keepdims=True) for name, faces in people.items()}
+    gallery.add_people([Newcomer(name, [Template(face, 1.0) for face in faces]) for name, faces in people.items()])
+    for seen in rng.standard_normal((200, 16)).astype(np.float32):
+        face = seen / np.linalg.norm(seen)
+        ranked = sorted(((float((faces @ face).max()), name) for name, faces in people.items()), reverse=True)
+        match = gallery.match(face)
+        assert match.name == ranked[0][1]
+        assert match.similarity == pytest.approx(ranked[0][0], abs=1e-5)
+        assert match.margin == pytest.approx(ranked[0][0] - ranked[1][0], abs=1e-5)
+
+
+def test_what_is_there_already_is_not_added_again(gallery):
+    assert gallery.add("Ada", [Template(ADA, 1.0), Template(ADA, 0.5), Template(GRACE, 1.0)]) == 2
+    assert gallery.add("Ada", [Template(ADA, 1.0), Template(BETWEEN, 1.0)]) == 1
+    assert [(p.name, p.templates) for p in gallery.people()] == [("Ada", 3)]
+
+
+def test_a_name_is_the_same_however_it_was_typed(gallery):
+    gallery.enroll("Zo\u00eb", ADA, 1.0)
+    gallery.enroll("Zoe\u0308", GRACE, 1.0)
+    assert [(p.name, p.templates) for p in gallery.people()] == [("Zo\u00eb", 2)]
+
+
+def test_templates_of_another_length_are_refused(gallery):
+    gallery.enroll("Ada", ADA, 1.0)
+    with pytest.raises(InputError, match=r"Grace: .* 4 values"):
+        gallery.enroll("Grace", direction(1, 0), 1.0)
+    assert [p.name for p in gallery.people()] == ["Ada"]
+
+
+def test_several_people_are_added_or_none(gallery):
+    with pytest.raises(UsageError):
+        gallery.add_people([Newcomer("Ada", [Template(ADA, 1.0)]), Newcomer("x" * 300, [Template(GRACE, 1.0)])])
+    assert gallery.people() == []
+
+
+def test_rename_and_merge(gallery):
+    gallery.enroll("Ada", ADA, 1.0)
+    gallery.enroll("Grace", GRACE, 1.0)
+    gallery.rename("Ada", "Countess")
+    assert gallery.match(ADA).name == "Countess"
+    with pytest.raises(UsageError, match=r"Grace is enrolled too.*merge"):
+        gallery.rename("Countess", "Grace")
+    gallery.merge("Countess", "Grace")
+    assert [(p.name, p.templates) for p in gallery.people()] == [("Grace", 2)]
+    assert gallery.match(ADA).name == "Grace"
+    for change in (lambda: gallery.rename("Ada", "Eve"), lambda: gallery.merge("Ada", "Grace")):
+        with pytest.raises(UsageError, match="nobody named 'Ada'"):
+            change()
+
+
+def test_who_is_ignored_is_told_as_such_and_is_nobody_else(gallery):
+    gallery.enroll("Ada", ADA, 1.0)
+    gallery.add("poster", [Template(GRACE, 1.0)], ignored=True)
+    assert gallery.match(GRACE).ignored
+    assert not gallery.match(ADA).ignored
+    with pytest.raises(UsageError, match="poster is ignored"):
+        gallery.enroll("poster", GRACE, 1.0)
+    with pytest.raises(UsageError, match="Ada is known by name"):
+        gallery.add("Ada", [Template(GRACE, 1.0)], ignored=True)
+    with pytest.raises(UsageError, match="one of poster and Ada is ignored"):
+        gallery.merge("poster", "Ada")
+
+
+def test_of_strangers_only_how_near_they_came_is_kept(gallery):
+    gallery.enroll("Ada", ADA, 1.0)
+    gallery.note_strangers([0.312, 0.318, 0.2])
+    gallery.note_strangers([-0.005, 0.3199])
+    assert gallery.strangers() == pytest.approx({0.0: 1, 0.21: 1, 0.32: 3})
+    gallery.enroll("Grace", GRACE, 1.0)
+    assert gallery.strangers() == {}
 
 
 def test_what_is_enrolled_is_there_next_time_and_for_its_owner_only(gallery, tmp_path):

@@ -44,11 +44,16 @@ def load_vision(settings: Settings, default_detector: str) -> Vision:
     with _named("EDGEFER_DETECTOR__MODEL"):
         model = Model(find_model(wanted.model or default_detector), "detector", threads)
         detector = Detector(model, wanted.min_score, wanted.min_face_px)
-    with _named("EDGEFER_IDENTITY__MODEL"):
-        embedder = Embedder(Model(find_model(identity.model), "embedding", threads)) if identity.enabled else None
+    embedder = load_embedder(settings) if identity.enabled else None
     with _named("EDGEFER_EMOTION__MODEL"):
         reader = EmotionReader(Model(find_model(emotion.model), "emotion", threads)) if emotion.enabled else None
     return Vision(detector, embedder, reader)
+
+
+def load_embedder(settings: Settings) -> Embedder:
+    """Load the embedding model that the settings name; ModelError says what is wrong with it."""
+    with _named("EDGEFER_IDENTITY__MODEL"):
+        return Embedder(Model(find_model(settings.identity.model), "embedding", settings.threads))
 
 
 @contextmanager

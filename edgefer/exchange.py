@@ -1,0 +1,113 @@
+"""People as JSON: what `edgefer people export` writes, and what `import` reads of other systems.
+
+    {"Ada": [0.01, -0.09, ...], "Grace": [[...], [...]]}
+
+is the common form, a name and an embedding or several; `--model-id` then says which model made them. Ours says that
+itself, and keeps quality and time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from edgefer.errors import InputError, UsageError
+from edgefer.gallery import Gallery, Newcomer, Template, check_name, model_id
+from edgefer.vision.card import ModelCard
+from edgefer.vision.embedder import Embedding
+
+SCHEMA = "edgefer.people/1"
+
+
+def export_people(gallery: Gallery) -> str:
+    """Everybody whom the model in use knows, as JSON; pictures stay where they are."""
+    people = {
+        person.name: {
+            "ignored": person.ignored,
+            "templates": [
+                {"embedding": _numbers(t.embedding), "quality": t.quality, "enrolled": t.enrolled}
+                for t in gallery.templates(person.name)
+            ],
+        }
+        for person in gallery.people()
+        if person.templates
+    }
+    return json.dumps({"schema": SCHEMA, "model": gallery.model, "people": people}, ensure_ascii=False) + "\n"
+
+
+def read_people(text: str, card: ModelCard, size: int, made_by: str | None) -> list[Newcomer]:
+    """The people of an export or of the common form, for the model with this card, which gives `size` values.
+
+    `made_by` is what --model-id said: the model's name, or its name and digest. InputError says what is wrong.
+    """
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise InputError('not people: {"Ada": [numbers], "Grace": [[numbers], [numbers]]} is what is read')
+    if isinstance(schema := data.get("schema"), str):
+        if schema != SCHEMA:
+            raise InputError(f"{schema}: only {SCHEMA} can be read; was it exported by a newer edgefer?")
+        made_by, data = made_by or data.get("model"), data.get("people")
+    model = model_id(card)
+    if made_by is None:
+        raise UsageError(f"which model made these? Say --model-id {model!r} if it was the one in use")
+    if made_by not in (model, card.name):
+        raise InputError(
+            f"these were made by the model {made_by}, and the one in use is {model}: their numbers can't be compared. "
+            "Name that model with EDGEFER_IDENTITY__MODEL, or enrol from pictures"
+        )
+    if not isinstance(data, dict):
+        raise InputError(f"{SCHEMA} without its people")
+    return [_newcomer(check_name(name), value, size) for name, value in data.items()]
+
+
+def _newcomer(name: str, value: Any, size: int) -> Newcomer:
+    if isinstance(value, dict):
+        templates = value.get("templates")
+        if not isinstance(templates, list) or not all(isinstance(template, dict) for template in templates):
+            raise InputError(f"{name}: no templates")
+        return Newcomer(name, [_template(name, template, size) for template in templates], value.get("ignored") is True)
+    if not isinstance(value, list) or not value:
+        raise InputError(f"{name}: a list of numbers, or a list of such lists, was expected")
+    vectors = value if isinstance(value[0], list) else [value]
+    return Newcomer(name, [Template(_embedding(name, vector, size), 1.0) for vector in vectors])
+
+
+def _template(name: str, template: dict[str, Any], size: int) -> Template:
+    quality, enrolled = template.get("quality"), template.get("enrolled")
+    if not isinstance(quality, int | float) or not isinstance(enrolled, str):
+        raise InputError(f"{name}: a template has embedding, quality and enrolled")
+    return Template(_embedding(name, template.get("embedding"), size), float(quality), enrolled)
+
+
+def _embedding(name: str, values: Any, size: int) -> Embedding:
+    """A unit vector; what has length 1 already stays as it is, to the last bit."""
+    if not _are_numbers(values):
+        raise InputError(f"{name}: an embedding is a list of numbers")
+    if len(values) != size:
+        raise InputError(f"{name}: an embedding of {len(values)} values; the model in use gives {size}")
+    try:
+        length = math.hypot(*values)
+    except OverflowError:
+        length = math.inf
+    if not math.isfinite(length):
+        raise InputError(f"{name}: an embedding holds values that aren't finite numbers")
+    if length < 1e-6:
+        raise InputError(f"{name}: an embedding is zero, and so points nowhere")
+    exact = np.array(values, np.float64)
+    return (exact if abs(length - 1) < 1e-5 else exact / length).astype(np.float32)
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) in (int, float) for value in values)
+
+
+def _numbers(embedding: Sequence[float] | Embedding) -> list[float]:
+    # Nine digits bring back every float32.
+    return [float(f"{value:.9g}") for value in embedding]

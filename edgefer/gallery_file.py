@@ -1,0 +1,273 @@
+"""The file that keeps the gallery: SQLite, for its owner only, proof against power cuts, sealed where a key is set."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+
+from edgefer.errors import InputError
+from edgefer.seal import Seal
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Of the tables below, kept in the file's user_version: a file of a newer one is left alone."""
+PATIENCE_S = 5.0
+"""How long another process may hold the file."""
+
+_TABLES = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE person (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, ignored INTEGER NOT NULL);
+CREATE TABLE template (
+    id INTEGER PRIMARY KEY, person INTEGER NOT NULL REFERENCES person ON DELETE CASCADE, model TEXT NOT NULL,
+    embedding BLOB NOT NULL, quality REAL NOT NULL, enrolled TEXT NOT NULL, picture BLOB
+);
+CREATE INDEX template_person ON template (person);
+CREATE TABLE stranger (model TEXT, bin INTEGER, count INTEGER NOT NULL, PRIMARY KEY (model, bin));
+"""
+
+Identity = tuple[int, int] | None
+"""Device and inode: whether a path still is the file that was opened. None is no file."""
+
+
+class DamagedGalleryError(InputError):
+    """The file isn't a database any more."""
+
+
+class GalleryFile:
+    """A connection to the gallery's file; to an empty one in memory where there is no file and `create` is false.
+
+    With `create`, a missing file is made, and a damaged one is kept aside under another name. `blank` leaves whatever
+    is there alone, and is the empty one in memory. InputError when the file can't be used, with what to do.
+    """
+
+    def __init__(self, path: Path, key: str | None, *, create: bool = False, blank: bool = False) -> None:
+        self.path = path
+        self._seal: Seal | None = None
+        with self.errors():
+            if not create:
+                self._open(key, is_there=not blank and _identity(path) is not None)
+                return
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with _alone_in(path.parent):
+                _make_private(path)
+                try:
+                    self._open(key, is_there=True, create=True)
+                except DamagedGalleryError as error:
+                    log.warning("%s; it is kept as %s, and a new one is begun", error, _set_aside(path).name)
+                    _make_private(path)
+                    self._open(key, is_there=True, create=True)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the path still leads to the file that was opened."""
+        return _identity(self.path) == self._identity
+
+    @property
+    def changes(self) -> int:
+        """A number that moves when another connection changes the file."""
+        with self.errors():
+            return int(self._database.execute("PRAGMA data_version").fetchone()[0])
+
+    def read(self, query: str, *values: object) -> list[tuple[object, ...]]:
+        """The rows of a query."""
+        with self.errors():
+            return self._database.execute(query, values).fetchall()
+
+    @contextmanager
+    def changing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction: all of it is kept, or nothing where it fails."""
+        with self.errors():
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+
+    def leave_no_trace(self) -> None:
+        """Bring what was deleted out of the file and its write-ahead log: secure_delete has overwritten it there."""
+        with self.errors():
+            (busy, _, _) = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            log.warning("%s-wal may hold what was deleted until the daemon is restarted", self.path)
+
+    def check_seal(self) -> None:
+        """InputError where the file is sealed, perhaps since it was opened, and we have no key."""
+        with self.errors():
+            if self._seal is None and self._is_sealed():
+                raise InputError(f"{self.path} is sealed: set EDGEFER_GALLERY__KEY to the key it was sealed with")
+
+    def close_blob(self, data: bytes) -> bytes:
+        """The data as it is stored: sealed where a key is set."""
+        return self._seal.close(data) if self._seal else data
+
+    def open_blob(self, data: bytes) -> bytes:
+        """The data as it was before it was stored."""
+        return self._seal.open(data) if self._seal else data
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._database.close()
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Errors of SQLite and of the disk become an InputError that names the file."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise _explained(self.path, error) from error
+        except InputError:
+            raise
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: {error.strerror}; EDGEFER_STATE_DIR must be a folder we may write to"
+            ) from error
+
+    def _open(self, key: str | None, *, is_there: bool, create: bool = False) -> None:
+        with self.errors():
+            self._connect(self.path if is_there else None)
+            try:
+                is_blank = self._is_blank()
+                if is_there and not create and (is_blank or self._is_to_be_sealed(key)):  # another process is at it
+                    self._database.close()
+                    self._connect(None)
+                    is_there, is_blank = False, True
+                if is_blank:
+                    self._make_tables()
+                elif create:
+                    self._check_whole()
+                self._seal = self._open_seal(key)
+                self._identity = _identity(self.path) if is_there else None
+            except BaseException:
+                self._database.close()
+                raise
+
+    def _connect(self, path: Path | None) -> None:
+        self._database = sqlite3.connect(path or ":memory:", timeout=PATIENCE_S, isolation_level=None)
+        self._database.execute("PRAGMA foreign_keys=ON")
+        self._database.execute("PRAGMA secure_delete=ON")
+        self._database.execute("PRAGMA synchronous=FULL")  # what was said to be enrolled survives a power cut
+
+    def _is_blank(self) -> bool:
+        """Whether the database is still without tables; InputError where they aren't ours."""
+        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        (tables,) = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if version == 0 and tables == 0:
+            return True
+        if version > VERSION:
+            raise InputError(
+                f"{self.path} is of a newer edgefer (version {version} of the file; this one knows {VERSION}) and was "
+                "left as it is: install that edgefer, or set EDGEFER_STATE_DIR to another folder"
+            )
+        if version < VERSION:
+            raise InputError(f"{self.path} is no gallery that this edgefer knows: move it away and enrol again")
+        return False
+
+    def _make_tables(self) -> None:
+        self._database.execute("PRAGMA journal_mode=WAL")
+        self._database.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version={VERSION}; COMMIT;")
+
+    def _check_whole(self) -> None:
+        if self._database.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+            raise sqlite3.DatabaseError("malformed")
+
+    def _open_seal(self, key: str | None) -> Seal | None:
+        if key is None:
+            self._seal = None
+            self.check_seal()
+            return None
+        if not self._is_sealed():
+            if self._has_templates():
+                raise InputError(
+                    f"{self.path} was made without a key, so EDGEFER_GALLERY__KEY can't open it: unset it; to seal the "
+                    "file, `edgefer people export`, move the file away, set the key, and `edgefer people import`"
+                )
+            seal = Seal.new(key)
+            with self.changing() as database:
+                database.executemany("INSERT INTO meta VALUES (?, ?)", [("salt", seal.salt), ("check", seal.check)])
+        meta = dict(self._database.execute("SELECT name, value FROM meta"))
+        return Seal.verified(key, meta["salt"], meta["check"])
+
+    def _is_to_be_sealed(self, key: str | None) -> bool:
+        return key is not None and not self._is_sealed() and not self._has_templates()
+
+    def _is_sealed(self) -> bool:
+        return self._database.execute("SELECT 1 FROM meta WHERE name = 'salt'").fetchone() is not None
+
+    def _has_templates(self) -> bool:
+        return self._database.execute("SELECT 1 FROM template").fetchone() is not None
+
+
+def _identity(path: Path) -> Identity:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return (found.st_dev, found.st_ino) if found.st_size else None
+
+
+def _explained(path: Path, error: sqlite3.DatabaseError) -> InputError:
+    # Python 3.10 knows no error codes; SQLite's texts are fixed.
+    text = str(error)
+    if "not a database" in text or "malformed" in text:
+        return DamagedGalleryError(
+            f"{path}: the file is damaged ({text}); move it away, put a copy in its place, or just enrol again: "
+            "`edgefer enroll` and `edgefer people import` keep it aside and begin a new one"
+        )
+    if "disk is full" in text or "disk I/O error" in text:
+        return InputError(f"{path}: {text}: nothing was changed; make room on the disk (df -h {path.parent})")
+    if "locked" in text:
+        return InputError(f"{path}: another process has held the file for {PATIENCE_S:.0f} s; try again")
+    if "unable to open" in text or "readonly" in text:
+        return InputError(f"{path}: {text}; run this as the owner of EDGEFER_STATE_DIR, or with sudo")
+    return InputError(f"{path}: {text}; EDGEFER_STATE_DIR is its folder")
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a damaged file and what belongs to it; the new name."""
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    aside = path.with_name(f"{path.stem}.damaged-{stamp}{path.suffix}")
+    while aside.exists():
+        aside = aside.with_stem(f"{aside.stem}+")
+    for suffix in ("-wal", "-shm", ""):
+        with suppress(FileNotFoundError):
+            Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
+    return aside
+
+
+def _make_private(path: Path) -> None:
+    """Make the file where it isn't there; for its owner only, who is the folder's where root is at work."""
+    path.touch(mode=0o600)
+    if path.stat().st_mode & 0o077:
+        path.chmod(0o600)
+    if os.geteuid() == 0:  # the service's user, perhaps; SQLite gives what it puts beside the file the same owner
+        os.chown(path, path.parent.stat().st_uid, path.parent.stat().st_gid)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """One process at a time makes a file, or puts a damaged one aside."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        patience_until_s = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > patience_until_s:
+                    raise InputError(f"{folder}: another process is at work there; try again") from error
+                time.sleep(0.02)
+        yield
+    finally:
+        os.close(descriptor)

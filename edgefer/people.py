@@ -1,0 +1,167 @@
+"""`edgefer people`: who is known, and what may be done about it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from contextlib import closing
+
+from edgefer.broker import clear_retained
+from edgefer.control import is_daemon_there
+from edgefer.enroll import relearn
+from edgefer.errors import BrokerError, InputError, UsageError
+from edgefer.exchange import export_people, read_people
+from edgefer.gallery import Gallery, check_name, open_gallery
+from edgefer.identify import identity_rule
+from edgefer.outbox import forget
+from edgefer.separation import Separation, separation
+from edgefer.settings import Settings
+from edgefer.vision import load_embedder
+from edgefer.vision.model import find_card
+
+
+def list_people(settings: Settings, options: argparse.Namespace) -> int:
+    """Everybody who is enrolled."""
+    with _gallery(settings) as gallery:
+        people = gallery.people()
+    if options.json:
+        print(json.dumps([dataclasses.asdict(person) for person in people], ensure_ascii=False))
+        return 0
+    for person in people:
+        notes = [
+            "ignored" * person.ignored,
+            f"{person.pictures} picture(s) kept" * bool(person.pictures),
+            f"{person.other_models} face(s) of another model" * bool(person.other_models),
+        ]
+        print("  ".join([f"{person.name:<32} {person.templates} face(s)", *filter(None, notes)]))
+    if not people:
+        print("nobody is enrolled; `edgefer enroll NAME --images PATH...` adds somebody", file=sys.stderr)
+    return 0
+
+
+def remove(settings: Settings, options: argparse.Namespace) -> int:
+    """Forget a person: faces, pictures, and what still goes round with the name."""
+    name = check_name(options.name)
+    with _gallery(settings) as gallery:
+        removed = gallery.remove(name)
+    if not removed:
+        raise UsageError(f"nobody named {name!r} is enrolled; `edgefer people list` shows who is")
+    _clear_presence(settings, name)
+    waiting = forget(settings, name)
+    print(f"{name}: {removed} face(s)" + (f" and {waiting} waiting event(s)" if waiting else "") + " removed")
+    return 0
+
+
+def rename(settings: Settings, options: argparse.Namespace) -> int:
+    """Give a person another name."""
+    with _gallery(settings) as gallery:
+        gallery.rename(check_name(options.name), options.to)
+    print(f"{options.name} is {options.to} now")
+    return 0
+
+
+def merge(settings: Settings, options: argparse.Namespace) -> int:
+    """Make one person of two, who keeps the second name."""
+    with _gallery(settings) as gallery:
+        gallery.merge(check_name(options.name), check_name(options.into))
+    print(f"{options.name} is {options.into} now")
+    return 0
+
+
+def export(settings: Settings, options: argparse.Namespace) -> int:
+    """Write everybody's faces as JSON, unsealed: personal data."""
+    with _gallery(settings) as gallery:
+        text = export_people(gallery)
+    if options.file is None:
+        sys.stdout.write(text)
+        return 0
+    try:
+        options.file.touch(mode=0o600)
+        if options.file.is_file():
+            options.file.chmod(0o600)
+        options.file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{options.file}: can't be written: {error.strerror}") from error
+    return 0
+
+
+def import_(settings: Settings, options: argparse.Namespace) -> int:
+    """Add people from JSON: an export, or names with their embeddings."""
+    embedder = load_embedder(settings)
+    try:
+        text = options.file.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it isn't text in UTF-8"
+        raise InputError(f"{options.file}: can't be read: {reason}") from error
+    with closing(open_gallery(settings, embedder.model.card, create=True)) as gallery:
+        try:
+            newcomers = read_people(text, embedder.model.card, embedder.size, options.model_id)
+        except InputError as error:
+            raise InputError(f"{options.file}: {error}") from error
+        for name, added in gallery.add_people(newcomers).items():
+            print(f"{name}: {added} face(s) added")
+    return 0
+
+
+def relearn_people(settings: Settings, _: argparse.Namespace) -> int:
+    """Learn anew, with the model in use, whose pictures were kept."""
+    tried = list(relearn(settings))
+    for name, seen in tried:
+        print(f"{name}: {'learned anew' if seen.refused is None else f'refused: {seen.refused}'}")
+    if not tried:
+        print("no picture of another model is kept: `edgefer enroll --keep-images` keeps them", file=sys.stderr)
+    return 0
+
+
+def check(settings: Settings, options: argparse.Namespace) -> int:
+    """How well people are told apart, from each other and from strangers."""
+    card = find_card(settings.identity.model)
+    with _gallery(settings) as gallery:
+        found = separation(gallery, identity_rule(settings, card).threshold)
+    if options.json:
+        print(json.dumps({**dataclasses.asdict(found), "separating": found.separating}, ensure_ascii=False))
+    else:
+        print("\n".join(_verdict(found)))
+    return 0
+
+
+def _verdict(found: Separation) -> list[str]:
+    closest, widest, nearest, separating = found.closest, found.widest, found.nearest_stranger, found.separating
+    lines = [
+        f"{found.people} people, {found.faces} faces; a face is somebody's from similarity {found.threshold:.3f} on",
+        "closest two people      "
+        + (f"{closest.similarity:.3f}  {closest.first} and {closest.second}" if closest else "there are no two"),
+        "widest spread           "
+        + (f"{widest.similarity:.3f}  a face of {widest.name}, to the nearest other" if widest else "one face each"),
+        "nearest stranger        "
+        + (f"{nearest:.3f}  of {found.strangers} seen" if nearest is not None else "none was seen yet"),
+    ]
+    if found.others is not None and found.others >= found.threshold:
+        lines.append("somebody is over the threshold to somebody else: merge who is one person, or see below")
+    if found.others is None or widest is None:
+        return [*lines, "nothing to compare: enrol several people with several faces each, and let the daemon run"]
+    if separating is None:
+        advice = "no threshold separates them: enrol more and better pictures, or merge who is one person"
+    elif found.others < found.threshold <= widest.similarity:
+        advice = f"the threshold in use separates them; {separating:.3f} lies in the middle"
+    else:
+        advice = f"EDGEFER_IDENTITY__THRESHOLD={separating:.3f} separates them"
+    return [*lines, advice]
+
+
+def _gallery(settings: Settings) -> closing[Gallery]:
+    return closing(open_gallery(settings, find_card(settings.identity.model)))
+
+
+def _clear_presence(settings: Settings, name: str) -> None:
+    """Clear the retained presence, which may name somebody who was removed."""
+    # A running daemon takes the change up within a second, and publishes presence anew.
+    if "mqtt" not in settings.sinks.split(",") or is_daemon_there(settings.state_dir):
+        return
+    topic = f"{settings.mqtt.prefix}/{settings.device}/presence"
+    try:
+        clear_retained(settings, topic)
+    except BrokerError as error:
+        print(f"edgefer: {error}; if a broker retains {topic} with {name} in it, clear it there", file=sys.stderr)

@@ -1,0 +1,287 @@
+"""The gallery's file: what it survives, what it refuses, and what it never overwrites."""
+
+import os
+import resource
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from edgefer.errors import InputError
+from edgefer.gallery import FILE, Gallery, Newcomer, Template
+
+MODEL = "identity-112 0123456789ab"
+
+
+def faces(count: int, seed: int = 1) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal((count, 128)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def crowd(count: int) -> list[Newcomer]:
+    return [Newcomer(f"Person {n}", [Template(face, 1.0)]) for n, face in enumerate(faces(count))]
+
+
+def fill(folder, people=3, **options) -> None:
+    with closing(Gallery(folder, MODEL, create=True, **options)) as gallery:
+        gallery.add_people(crowd(people))
+
+
+def names(folder, key=None) -> list[str]:
+    with closing(Gallery(folder, MODEL, key)) as gallery:
+        return [person.name for person in gallery.people()]
+
+
+def contents(folder) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(folder.iterdir()))
+
+
+def elsewhere(script: str, *arguments: object) -> subprocess.Popen:
+    """A script in a process of its own, with a gallery class at hand."""
+    head = "import sys, os; import numpy as np; from pathlib import Path\nfrom edgefer.gallery import *\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", head + script, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+class TestDamage:
+    @pytest.fixture(params=["not a database", "torn", "overwritten in the middle"])
+    def damaged(self, request, tmp_path):
+        fill(tmp_path, 300)
+        whole = (tmp_path / FILE).read_bytes()
+        broken = {
+            "not a database": b"not a database at all" * 100,
+            "torn": whole[: len(whole) // 2],
+            "overwritten in the middle": whole[:20000] + b"\xa5" * 40000 + whole[60000:],
+        }[request.param]
+        (tmp_path / FILE).write_bytes(broken)
+        return tmp_path, broken
+
+    def test_who_only_looks_is_told_and_touches_nothing(self, damaged):
+        folder, broken = damaged
+        with pytest.raises(InputError, match=r"gallery\.sqlite3: the file is damaged .*move it away"):
+            Gallery(folder, MODEL)
+        assert (folder / FILE).read_bytes() == broken
+
+    def test_who_writes_keeps_it_aside_and_begins_anew(self, damaged, caplog):
+        folder, broken = damaged
+        fill(folder, 2)
+        assert len(names(folder)) == 2
+        (aside,) = folder.glob("gallery.damaged-*.sqlite3")
+        assert aside.read_bytes() == broken
+        assert aside.name in caplog.text
+
+    def test_one_kept_aside_never_replaces_another(self, tmp_path):
+        for content in (b"first" * 100, b"second" * 100, b"third" * 100):
+            (tmp_path / FILE).write_bytes(content)
+            fill(tmp_path, 1)
+        assert sorted(path.read_bytes()[:5] for path in tmp_path.glob("*damaged*")) == [b"first", b"secon", b"third"]
+
+    def test_the_daemon_goes_on_without_people_until_it_is_mended(self, damaged, tmp_path):
+        folder, broken = damaged
+        with closing(Gallery(folder, MODEL, outlast_damage=True)) as daemons:
+            assert daemons.is_empty
+            assert "damaged" in daemons.problem
+            assert not daemons.refresh()
+            assert "damaged" in daemons.problem
+            assert (folder / FILE).read_bytes() == broken
+            fill(folder, 2)
+            assert daemons.refresh()
+            assert (daemons.problem, len(daemons.people())) == (None, 2)
+
+    def test_people_who_were_loaded_stay_known_when_the_file_is_damaged_later(self, tmp_path):
+        fill(tmp_path, 2)
+        with closing(Gallery(tmp_path, MODEL)) as daemons:
+            (tmp_path / FILE).unlink()
+            (tmp_path / FILE).write_bytes(b"no database" * 100)
+            assert not daemons.refresh()
+            assert "damaged" in daemons.problem
+            assert daemons.match(faces(2)[1]).name == "Person 1"
+
+
+def test_a_file_that_was_deleted_is_forgotten(tmp_path):
+    fill(tmp_path)
+    with closing(Gallery(tmp_path, MODEL)) as daemons:
+        for path in tmp_path.iterdir():
+            path.unlink()
+        assert daemons.refresh()
+        assert daemons.is_empty
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_a_gallery_of_a_newer_version_is_refused_and_not_touched(tmp_path, create):
+    fill(tmp_path)
+    with closing(sqlite3.connect(tmp_path / FILE)) as newer:
+        newer.execute("PRAGMA user_version=7")
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"newer edgefer \(version 7 .*EDGEFER_STATE_DIR"):
+        Gallery(tmp_path, MODEL, create=create, outlast_damage=True)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_a_database_of_something_else_is_refused_and_not_touched(tmp_path, create):
+    with closing(sqlite3.connect(tmp_path / FILE)) as other:
+        other.execute("CREATE TABLE song (title TEXT)")
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match="no gallery that this edgefer knows"):
+        Gallery(tmp_path, MODEL, create=create)
+    assert contents(tmp_path) == before
+
+
+def test_two_processes_enrol_at_once(tmp_path):
+    script = """
+for n in range(10):
+    gallery = Gallery(Path(sys.argv[1]), "model", create=True)
+    gallery.enroll(f"{sys.argv[2]} {n}", np.eye(4, dtype=np.float32)[n % 4], 1.0)
+    gallery.close()
+"""
+    writers = [elsewhere(script, tmp_path / "state", who) for who in ("Ada", "Grace")]
+    for writer in writers:
+        assert (writer.communicate(timeout=60)[1], writer.returncode) == ("", 0)
+    with closing(Gallery(tmp_path / "state", "model")) as gallery:
+        assert len(gallery.people()) == 20
+
+
+def test_what_was_enrolled_survives_a_kill(tmp_path):
+    writer = elsewhere(
+        """
+gallery = Gallery(Path(sys.argv[1]), "model", create=True)
+gallery.enroll("Ada", np.eye(4, dtype=np.float32)[0], 1.0)
+os.kill(os.getpid(), 9)
+""",
+        tmp_path,
+    )
+    writer.communicate(timeout=60)
+    assert writer.returncode == -signal.SIGKILL
+    with closing(Gallery(tmp_path, "model")) as gallery:
+        assert [person.name for person in gallery.people()] == ["Ada"]
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path):
+    fill(tmp_path, 3)
+    limit = 200_000
+    writer = elsewhere(
+        """
+import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+from edgefer.errors import InputError
+gallery = Gallery(Path(sys.argv[1]), sys.argv[3], create=True)
+people = [Newcomer(f"New {n}", [Template(np.eye(128, dtype=np.float32)[n % 128], 1.0)]) for n in range(2000)]
+try:
+    gallery.add_people(people)
+except InputError as error:
+    print(error)
+print(len(gallery.people()))
+""",
+        tmp_path,
+        limit,
+        MODEL,
+    )
+    told, errors = writer.communicate(timeout=60)
+    assert errors == ""
+    assert "nothing was changed; make room on the disk" in told
+    assert told.endswith("\n3\n")
+    assert names(tmp_path) == ["Person 0", "Person 1", "Person 2"]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != limit
+
+
+def test_who_is_removed_leaves_no_trace(tmp_path):
+    """Among many, with pictures, while a daemon has the file open: not in the database, nor in its log."""
+    picture = os.urandom(20_000)
+    fill(tmp_path, 400)
+    face = faces(1, seed=9)[0]
+    with closing(Gallery(tmp_path, MODEL, create=True)) as gallery, closing(Gallery(tmp_path, MODEL)) as daemons:
+        gallery.add("Ada Lovelace", [Template(face, 1.0, picture=picture), Template(-face, 1.0)])
+        gallery.add_people([Newcomer(f"Later {n}", [Template(f, 1.0)]) for n, f in enumerate(faces(100, 3))])
+        daemons.refresh()
+        secrets = face.tobytes() + (-face).tobytes() + picture
+        traces = [b"Ada Lovelace", *(secrets[n : n + 16] for n in range(0, len(secrets), 16))]
+        stored = contents(tmp_path)
+        assert sum(trace in stored for trace in traces) > 0.9 * len(traces), "some lie across a page's edge"
+        gallery.rename("Ada Lovelace", "Countess")
+        assert b"Ada Lovelace" not in contents(tmp_path)
+        assert gallery.remove("Countess") == 2
+        stored = contents(tmp_path)
+        assert not any(trace in stored for trace in [*traces, b"Countess"])
+        assert daemons.refresh()
+        assert len(daemons.people()) == 500
+
+
+def test_every_file_is_the_owners_alone(tmp_path):
+    (tmp_path / FILE).touch()
+    (tmp_path / FILE).chmod(0o644)
+    with closing(Gallery(tmp_path, MODEL, create=True)) as gallery:
+        gallery.enroll("Ada", faces(1)[0], 1.0)
+        found = list(tmp_path.iterdir())
+        assert len(found) == 3, "SQLite's log and index are meant too"
+        assert {stat.S_IMODE(path.stat().st_mode) for path in found} == {0o600}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root acts for others")
+def test_root_leaves_the_files_to_the_folders_owner(tmp_path):
+    os.chown(tmp_path, 4321, 4322)
+    with closing(Gallery(tmp_path, MODEL, create=True)) as gallery:
+        gallery.enroll("Ada", faces(1)[0], 1.0)
+        assert {(path.stat().st_uid, path.stat().st_gid) for path in tmp_path.iterdir()} == {(4321, 4322)}
+
+
+class TestSealed:
+    """With EDGEFER_GALLERY__KEY."""
+
+    @pytest.fixture(autouse=True)
+    def _cryptography(self):
+        pytest.importorskip("cryptography", reason="the seal extra isn't installed: pip install 'edgefer[seal]'")
+
+    def test_a_wrong_key_is_never_an_empty_gallery(self, tmp_path):
+        fill(tmp_path, key="right")
+        for outlast_damage in (False, True):
+            with pytest.raises(InputError, match="isn't the key"):
+                Gallery(tmp_path, MODEL, "wrong", outlast_damage=outlast_damage)
+        with pytest.raises(InputError, match="isn't the key"):
+            Gallery(tmp_path, MODEL, "wrong", create=True)
+        assert len(names(tmp_path, "right")) == 3
+
+    def test_a_daemon_takes_up_a_gallery_that_is_begun_sealed(self, tmp_path):
+        Gallery(tmp_path, MODEL, create=True).close()
+        with closing(Gallery(tmp_path, MODEL, "right")) as daemons:
+            assert daemons.is_empty
+            fill(tmp_path, key="right")
+            assert daemons.refresh()
+            assert daemons.match(faces(3)[2]).name == "Person 2"
+
+    def test_a_daemon_without_the_key_says_so_and_keeps_whom_it_knows(self, tmp_path):
+        fill(tmp_path)
+        with closing(Gallery(tmp_path, MODEL)) as daemons:
+            for name in names(tmp_path):
+                with closing(Gallery(tmp_path, MODEL)) as gallery:
+                    gallery.remove(name)
+            assert daemons.refresh()
+            fill(tmp_path, key="late")
+            assert not daemons.refresh()
+            assert "is sealed" in daemons.problem
+            assert daemons.is_empty
+
+    def test_everything_works_sealed_and_nothing_is_in_the_clear(self, tmp_path):
+        face, picture = faces(1, 5)[0], os.urandom(5000)
+        fill(tmp_path, key="right")
+        with closing(Gallery(tmp_path, MODEL, "right")) as gallery:
+            gallery.add("Ada", [Template(face, 0.5, "2026-11-20T00:00:00+00:00", picture)])
+            gallery.rename("Ada", "Countess")
+            gallery.merge("Person 0", "Countess")
+            (first, second) = gallery.templates("Countess")
+            assert second.picture == picture
+            assert (second.embedding == face).all()
+            assert gallery.match(first.embedding).name == "Countess"
+            stored = contents(tmp_path)
+            assert face.tobytes()[:32] not in stored
+            assert picture[:32] not in stored
+        with closing(Gallery(tmp_path, MODEL, "right")) as gallery:
+            assert gallery.match(face).name == "Countess"

