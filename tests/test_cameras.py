@@ -557,6 +557,15 @@ def test_a_network_camera_with_a_password(mjpeg):
         assert "ada" not in camera.description
 
 
+def test_a_network_camera_in_its_own_process_shows_no_password_to_other_users(mjpeg):
+    uri = parse_uri(mjpeg.uri("private", "ada:p%40ss%3Aw%2Frd@"))
+    with contextlib.closing(open_camera(uri, WANTED)) as camera:
+        assert camera.read().image.shape == (48, 64, 3)
+        command = Path(f"/proc/{camera._process.pid}/cmdline").read_text()
+        assert "edgefer.cameras._worker" in command
+        assert "ss%3A" not in command
+
+
 def test_a_wrong_password_is_not_shown(mjpeg):
     message = fails(mjpeg.uri("private", "ada:S3CRET@"), CameraError, "user and the password right")
     assert "S3CRET" not in message
