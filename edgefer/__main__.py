@@ -114,12 +114,12 @@ def people_remove(options: argparse.Namespace) -> int:
     return 0
 
 
-def doctor(_: argparse.Namespace) -> int:
+def doctor(options: argparse.Namespace) -> int:
     """What works here, what doesn't, and how to mend it."""
     from edgefer.doctor import examine  # noqa: PLC0415
 
     code = 0
-    for check in examine(_settings()):
+    for check in examine(_settings(), offline=options.offline):
         print(
             f"{'ok  ' if check.problem is None else 'FAIL'} {check.name:<12} {check.problem or check.found}", flush=True
         )
@@ -208,7 +208,8 @@ def _parser() -> argparse.ArgumentParser:
     remove_parser = groups.add_parser("remove", help=people_remove.__doc__)
     remove_parser.add_argument("name")
     remove_parser.set_defaults(action=people_remove)
-    add("doctor", doctor)
+    doctor_parser = add("doctor", doctor)
+    doctor_parser.add_argument("--offline", action="store_true", help="look at neither the camera nor the broker")
     bench_parser = add("bench", bench)
     bench_parser.add_argument("image", nargs="?", type=Path, help="a picture with one face; a sample picture otherwise")
     bench_parser.add_argument("--json", action="store_true", help="one JSON object")

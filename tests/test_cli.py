@@ -72,6 +72,14 @@ def test_doctor_tells_of_a_camera_that_is_not_there(edgefer):
     assert done.returncode == 74
 
 
+def test_doctor_offline_asks_of_the_installation_alone(edgefer):
+    done = edgefer("doctor", "--offline", EDGEFER_CAMERA="/dev/video97", EDGEFER_MQTT__PORT="1")
+    told = [line.split()[1] for line in done.stdout.splitlines()]
+    assert told == ["runtime", "models", "permissions", "clock", "temperature"]
+    assert done.returncode == 0
+    assert edgefer("doctor", "--offline", EDGEFER_EMOTION__MODEL="smile").returncode == 66
+
+
 def test_doctor_names_the_weights_licence(edgefer):
     assert "non-commercial research" in edgefer("doctor", EDGEFER_CAMERA="synthetic://").stdout
 
