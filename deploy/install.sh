@@ -1,6 +1,7 @@
 #!/bin/bash
 # Installs edgefer as a systemd service, upgrades it, removes it: `sudo deploy/install.sh`; see --help and docs/install.md.
 set -euo pipefail
+umask 022 # the service's user has to read the program
 
 usage() {
     cat <<'TEXT'
