@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from edgefer import __version__
+
 DEPLOY = Path(__file__).parent.parent / "deploy"
 UNIT = DEPLOY / "edgefer.service"
 SCRIPTS = [*DEPLOY.glob("*.sh"), *(DEPLOY / "debian").glob("p*")]
@@ -94,7 +96,7 @@ def test_a_dry_run_says_each_step_and_needs_no_root(install):
         "user edgefer",
         "/etc/edgefer",
         "/var/lib/edgefer",
-        "/opt/edgefer/0.1.0-",
+        f"/opt/edgefer/{__version__}-",
         "doctor",
         "Let the service",
     ):

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from edgefer import __version__
+
 ROOT = Path(__file__).parent.parent
 PROGRAMS = {"debootstrap": "debootstrap", "systemd-nspawn": "systemd-container", "lintian": "lintian"}
 
@@ -121,7 +123,10 @@ def later(wheels: Path, folder: Path, version: str, file: str, old: str, new: st
         shutil.copytree(ROOT / name, source / name)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for name, before, after in (("pyproject.toml", 'version = "0.1.0"', f'version = "{version}"'), (file, old, new)):
+    for name, before, after in (
+        ("pyproject.toml", f'version = "{__version__}"', f'version = "{version}"'),
+        (file, old, new),
+    ):
         text = (source / name).read_text()
         assert before in text
         (source / name).write_text(text.replace(before, after, 1))
@@ -138,7 +143,7 @@ def test_install_enrol_upgrade_go_back_and_uninstall(system, wheels, tmp_path):
     offer(system, wheels)
     system(*INSTALL)
     assert system.is_running()
-    assert system.version() == "0.1.0-1"
+    assert system.version() == f"{__version__}-1"
     assert "no camera" in system("systemctl", "show", "-p", "StatusText", "edgefer").stdout
 
     # Root enrols from a home that nobody else may look into; what is made, the service can read.
@@ -168,23 +173,27 @@ def test_install_enrol_upgrade_go_back_and_uninstall(system, wheels, tmp_path):
 
     # Again, and nothing is lost.
     system(*INSTALL)
-    assert (system.version(), system.is_running()) == ("0.1.0-2", True)
+    assert (system.version(), system.is_running()) == (f"{__version__}-2", True)
     assert (system.root / "etc/edgefer/edgefer.env").read_text() == SETTINGS
     assert "Ada" in system("edgefer", "people", "list").stdout
 
     # A version whose model is damaged, and one whose daemon doesn't start: the former one goes on.
-    offer(system, later(wheels, tmp_path, "0.2.0", "models/near.json", '"sha256": "', '"sha256": "0'))
+    offer(system, later(wheels, tmp_path, "9.0.0", "models/near.json", '"sha256": "', '"sha256": "0'))
     refused = system(*INSTALL, check=False)
     assert refused.returncode == 1
     assert "FAIL models" in refused.stdout
-    assert "the former one goes on: 0.1.0-2" in refused.stderr
-    assert (system.version(), system.is_running()) == ("0.1.0-2", True)
-    offer(system, later(wheels, tmp_path, "0.3.0", "edgefer/__main__.py", 'until SIGTERM."""', '..."""\n    return 70'))
+    assert f"the former one goes on: {__version__}-2" in refused.stderr
+    assert (system.version(), system.is_running()) == (f"{__version__}-2", True)
+    offer(system, later(wheels, tmp_path, "9.1.0", "edgefer/__main__.py", 'until SIGTERM."""', '..."""\n    return 70'))
     refused = system(*INSTALL, check=False)
     assert refused.returncode == 1
-    assert "the former one goes on: 0.1.0-2" in refused.stderr
-    assert (system.version(), system.is_running()) == ("0.1.0-2", True)
-    assert sorted(path.name for path in (system.root / "opt/edgefer").iterdir()) == ["0.1.0-1", "0.1.0-2", "current"]
+    assert f"the former one goes on: {__version__}-2" in refused.stderr
+    assert (system.version(), system.is_running()) == (f"{__version__}-2", True)
+    assert sorted(path.name for path in (system.root / "opt/edgefer").iterdir()) == [
+        f"{__version__}-1",
+        f"{__version__}-2",
+        "current",
+    ]
 
     system("/srv/edgefer/deploy/install.sh", "--uninstall")
     assert not system.is_running()
@@ -207,7 +216,7 @@ def test_the_debian_package_is_clean_and_leaves_nothing(system):
     assert "nobody is enrolled" in system("edgefer", "people", "list").stderr
     (system.root / "etc/edgefer/edgefer.env").write_text(SETTINGS)
     system(*install, "--reinstall")
-    assert (system.version(), system.is_running()) == ("0.1.0-2", True)
+    assert (system.version(), system.is_running()) == (f"{__version__}-2", True)
     assert (system.root / "etc/edgefer/edgefer.env").read_text() == SETTINGS
 
     refused = system("/srv/edgefer/deploy/install.sh", check=False)
