@@ -4,21 +4,24 @@ SHELL := /bin/bash -o pipefail
 SOAK_S ?= 3600
 PIP_INSTALL = pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test check format soak audit sbom docs clean
+.PHONY: help demo test test-install check format soak audit sbom docs deb clean
 
 help: ## these lines
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
 demo: .venv/demo ## the daemon on a sample, or on CLIP=path; no broker and no camera needed
 	.venv/bin/edgefer demo $(if $(CLIP),"$(CLIP)")
 
-test: check .venv-tflite/done .venv-train/done mosquitto ## everything: checks, and the tests on both runtimes
+test: check .venv-tflite/done .venv-train/done mosquitto shellcheck systemd ## everything: checks, and the tests on both runtimes
 	.venv/bin/pytest
 	@# tflite-runtime 2.14 has no wheel past Python 3.11.
 	if .venv-tflite/bin/python -c 'import tflite_runtime' 2>/dev/null; then \
 	  .venv-tflite/bin/pytest tests/test_models.py tests/test_detector.py tests/test_embedding.py tests/test_emotion.py tests/test_analyze.py; \
 	else echo "tflite-runtime isn't there for this Python: its tests are left out"; fi
 	.venv-train/bin/pytest tests/test_tools.py
+
+test-install: .venv/dev ## the installer and the Debian package on a Debian of their own; minutes, root and a network
+	INSTALL_TESTS=1 .venv/bin/pytest tests/test_install.py
 
 check: .venv/dev ## ruff, format, mypy
 	.venv/bin/ruff check
@@ -43,6 +46,9 @@ sbom: .venv-audit/done ## what a wheel installs, as a CycloneDX bill of material
 
 docs: .venv/dev ## write the generated pages of docs/ anew
 	.venv/bin/python tools/write_docs.py docs
+
+deb: ## a Debian package for this system, in dist/
+	deploy/deb.sh
 
 clean: ## remove the environments and what was built
 	rm -rf .venv .venv-tflite .venv-train .venv-audit build dist
@@ -81,6 +87,6 @@ clean: ## remove the environments and what was built
 	.venv-audit/bin/pip --python .venv-audit/wheel/bin/python freeze --exclude edgefer > .venv-audit/installed.txt
 	touch $@
 
-.PHONY: mosquitto
-mosquitto:
-	@tools/need.sh mosquitto
+.PHONY: mosquitto shellcheck systemd
+mosquitto shellcheck systemd:
+	@tools/need.sh $@

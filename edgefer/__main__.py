@@ -100,7 +100,7 @@ def doctor(options: argparse.Namespace) -> int:
             print(f"{known.part}/{known.code}: {known.meaning}\n    {known.fix}")
         return 0
     code = 0
-    for check in examine(_settings()):
+    for check in examine(_settings(), offline=options.offline):
         verdict = "ok  " if check.problem is None else "FAIL" if check.exit_code else "note"
         print(f"{verdict} {check.name:<12} {check.problem or check.found}", flush=True)
         code = code or check.exit_code
@@ -188,6 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor_parser.add_argument(
         "--explain", action="store_true", help="every problem that `health` can tell of, and what to do about it"
     )
+    doctor_parser.add_argument("--offline", action="store_true", help="look at neither the camera nor the broker")
     bench_parser = add("bench", bench)
     bench_parser.add_argument("image", nargs="?", type=Path, help="a picture with one face; a sample picture otherwise")
     bench_parser.add_argument("--json", action="store_true", help="one JSON object")

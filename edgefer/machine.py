@@ -17,6 +17,8 @@ _THROTTLED_NOW = 0xF
 """Under-voltage, capped frequency, throttled, soft temperature limit: the Pi's flags for what is so now."""
 _TIME_ERROR = 5
 """What adjtimex returns while the clock isn't synchronised (timex.h)."""
+_TIMESYNCD = Path("/run/systemd/timesync/synchronized")
+"""systemd-timesyncd makes this file once the clock is set."""
 _TIMEX_BYTES = 256
 """struct timex has 208 bytes on 64-bit Linux, 128 on 32-bit."""
 
@@ -98,10 +100,12 @@ def free_disk_mb(folder: Path) -> float | None:
 
 
 def is_clock_synced() -> bool:
-    """Whether the kernel says that the clock is set by a time server; a Pi has no clock that runs while it is off."""
+    """Whether the clock is set by a time server; a Pi has no clock that runs while it is off."""
     request = ctypes.create_string_buffer(_TIMEX_BYTES)  # zeros: only asks
     state: int = _libc().adjtimex(request)
-    return state not in (-1, _TIME_ERROR)
+    if state == -1:  # the unit's ProtectClock= forbids to ask the kernel
+        return _TIMESYNCD.exists()
+    return state != _TIME_ERROR
 
 
 @functools.cache

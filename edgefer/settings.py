@@ -1,7 +1,7 @@
 """Every EDGEFER_ variable, its meaning and its default.
 
-Values come from the environment, then systemd credentials ($CREDENTIALS_DIRECTORY), then a `.env` file in the current
-folder. docs/settings.md is generated from this file.
+Values come from the environment, then systemd credentials ($CREDENTIALS_DIRECTORY), then, unless it is the service that
+runs, a `.env` file in the current folder. docs/settings.md is generated from this file.
 """
 
 from __future__ import annotations
@@ -214,7 +214,6 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         env_nested_delimiter="__",
-        env_file=ENV_FILE,
         env_ignore_empty=True,
         extra="ignore",  # a .env may hold other programs' variables; our own unknown names are found by load_settings
         frozen=True,
@@ -276,6 +275,8 @@ class Settings(BaseSettings):
         credentials = NestedSecretsSettingsSource(
             file_secret_settings, secrets_dir=_credentials_folder(), secrets_dir_missing="ok"
         )
+        # An empty one counts as not set, as in the environment: the unit's default where root has written no secret.
+        credentials.env_vars = {name: value for name, value in credentials.env_vars.items() if value}
         return init_settings, env_settings, credentials, dotenv_settings
 
 
@@ -356,6 +357,7 @@ def load_settings(**overrides: object) -> Settings:
         if ENV_FILE.is_file():
             read_bounded(ENV_FILE, MAX_FILE_BYTES)
         problems += _unknown_names()
+        overrides["_env_file"] = _env_file()
         settings = Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks them
     except ValidationError as error:
         problems += [_explain(details) for details in error.errors()]
@@ -379,8 +381,8 @@ def _unknown_names() -> Iterator[str]:
     places: list[tuple[str, list[str]]] = [("the environment", list(os.environ))]
     if credentials is not None and credentials.is_dir():
         places.append((str(credentials), [path.name for path in credentials.iterdir()]))
-    if ENV_FILE.is_file():
-        places.append((str(ENV_FILE), list(dotenv_values(ENV_FILE))))
+    if (env_file := _env_file()) is not None:
+        places.append((str(env_file), list(dotenv_values(env_file))))
     for place, names in places:
         for name in names:
             if name.upper().startswith(PREFIX) and name.upper() not in known:
@@ -388,6 +390,11 @@ def _unknown_names() -> Iterator[str]:
                 nearest = members or difflib.get_close_matches(name.upper(), known, 1)
                 hint = f"; did you mean {', '.join(nearest)}?" if nearest else ""
                 yield f"{name} (in {place}): there is no such setting{hint}"
+
+
+def _env_file() -> Path | None:
+    # The service's settings are root's to make: what lies in the folder that `sudo edgefer` is run in isn't.
+    return ENV_FILE if "STATE_DIRECTORY" not in os.environ and ENV_FILE.is_file() else None
 
 
 def _credentials_folder() -> Path | None:

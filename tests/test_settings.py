@@ -57,6 +57,19 @@ def test_environment_wins_over_credentials_over_env_file(monkeypatch, tmp_path):
     assert settings.mqtt.read_password() == "hidden"
 
 
+def test_an_empty_credential_counts_as_not_set(monkeypatch, tmp_path):
+    (tmp_path / "EDGEFER_MQTT__PASSWORD").write_text("\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert load_settings().mqtt.read_password() is None
+
+
+def test_the_service_takes_nothing_from_a_file_in_the_current_folder(monkeypatch, tmp_path):
+    (tmp_path / ".env").write_text("EDGEFER_MQTT__HOST=evil.example\nEDGEFER_HOTS=1\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
+    assert load_settings().mqtt.host == "localhost"
+
+
 def test_password_file_is_read_without_its_newline(monkeypatch, tmp_path):
     (tmp_path / "password").write_text("pa ss\n")
     monkeypatch.setenv("EDGEFER_MQTT__USERNAME", "ada")

@@ -17,9 +17,10 @@ from edgefer.vision.model import find_card
 SETTINGS_HEAD = """# Settings
 
 edgefer is configured by environment variables. They are read from the environment, then from systemd credentials of the
-same names (`LoadCredential=EDGEFER_MQTT__PASSWORD:/etc/edgefer/mqtt-password`), then from a `.env` file in the current
-folder; an empty one counts as not set. They are checked at start: every problem is listed at once, and an unknown
-`EDGEFER_` name is an error. `edgefer settings` prints them with their values here; secrets are masked.
+same names, then, unless it is the service that runs, from a `.env` file in the current folder; an empty one counts as
+not set. [install.md](install.md) tells where the service has them. They are checked at start: every problem is listed
+at once, and an unknown `EDGEFER_` name is an error. `edgefer settings` prints them with their values here; secrets are
+masked.
 
 <!-- Generated from edgefer/settings.py by `make docs`. -->
 """
