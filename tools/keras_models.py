@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -56,14 +58,17 @@ class KerasModel:
         """The outputs for n x height x width x channels, each n x ..., in the model's order."""
         parts = []
         for start in range(0, len(pictures), self._batch):
-            outputs = self._model(pictures[start : start + self._batch], training=False)
+            with quiet():
+                outputs = self._model(pictures[start : start + self._batch], training=False)
             parts.append([np.asarray(output, np.float32) for output in _listed(outputs)])
         return [np.concatenate(output) for output in zip(*parts, strict=True)]
 
     def with_softmax(self) -> KerasModel:
         """The model that gives probabilities where this one gives logits."""
         library, model = self._library, self._model
-        return KerasModel(self.path, library, library.Model(model.inputs, library.layers.Softmax()(model.outputs[0])))
+        with quiet():
+            whole = library.Model(model.inputs, library.layers.Softmax()(model.outputs[0]))
+        return KerasModel(self.path, library, whole)
 
     def norm_input(self) -> tuple[Callable[[Floats], Floats], Floats, Floats] | None:
         """What reaches the first batch normalisation, and the mean and variance that it met there in training."""
@@ -95,9 +100,11 @@ class KerasModel:
                 whole = self._library.Model(fixed, self._model(fixed, training=False))
                 return bytes(tensorflow.lite.TFLiteConverter.from_keras_model(whole).convert())
         except Exception as error:  # the converter raises what it likes
+            missing = sorted(set(re.findall(r"'tf\.(\w+)' op", str(error))))
+            why = f"there is no {', '.join(missing)} in TensorFlow Lite" if missing else _why(error)
             raise ConversionError(
-                f"{self.path}: TensorFlow can't write it as a .tflite: {_why(error)}; replace that layer by one "
-                "that TensorFlow Lite has (https://ai.google.dev/edge/litert/models/ops_compatibility)"
+                f"{self.path}: TensorFlow can't write it as a .tflite: {why}; build the layer that needs it from "
+                "others (https://ai.google.dev/edge/litert/models/ops_compatibility)"
             ) from error
 
 
@@ -126,11 +133,12 @@ def read_model(path: Path, weights: Path | None = None) -> KerasModel:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """TensorFlow, Keras and the quantizer tell about their own affairs, from C++ too: keep that away."""
+    """TensorFlow, Keras and the quantizer tell and warn of their own affairs, from C++ too: keep that away."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
-    with tempfile.TemporaryFile() as nowhere:
+    with tempfile.TemporaryFile() as nowhere, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
         try:

@@ -47,10 +47,10 @@ LAYERS_SHOWN = 5
 LAYER_PICTURES = 32
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Convert one model and say how well it agrees with its original; gives the exit code."""
     try:
-        return convert(_parser().parse_args())
+        return convert(_parser().parse_args(arguments))
     except EdgeferError as error:
         print(f"quantize: {error}", file=sys.stderr)
         return error.exit_code
@@ -128,7 +128,8 @@ def describe(options: argparse.Namespace, model: KerasModel) -> ModelCard:
         colour=options.colour or card.input.colour,
         range=card.input.range if options.range is None else tuple(options.range),
     )
-    return dataclasses.replace(card, input=asked, decoder=options.decoder or card.decoder)
+    training = card.training | {"precision": options.precision}
+    return dataclasses.replace(card, input=asked, decoder=options.decoder or card.decoder, training=training)
 
 
 def with_labels(card: ModelCard, asked: str | None, classes: int, folders: tuple[str, ...]) -> ModelCard:
