@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from test_models import pictures, place
@@ -116,6 +117,26 @@ def test_the_fitted_crop_brings_the_landmarks_to_their_frame(tool):
     for box_point, frame_point in zip(in_box, in_frame, strict=True):
         pixel = np.array(face.box.centre) + box_point * 66
         np.testing.assert_allclose(matrix @ (*pixel, 1), (frame_point + 0.5) * 48, atol=1e-6)
+
+
+def test_a_model_is_measured_on_the_test_faces_of_a_folder_tree(tool, tmp_path, monkeypatch):
+    """Faces of labels that it doesn't know, and those to train on, are left out."""
+    rng = np.random.default_rng(2)
+    for folder, count in (("train/happy", 2), ("test/anger", 3), ("test/happy", 5), ("test/bored", 4)):
+        (tmp_path / "faces" / folder).mkdir(parents=True)
+        for number in range(count):
+            face = rng.integers(0, 256, (64, 64, 3), np.uint8)
+            assert cv2.imwrite(str(tmp_path / "faces" / folder / f"{number}.png"), face)
+    monkeypatch.chdir(tmp_path)
+    model = Model(find_model("emotion-48"), "emotion")
+    rows, labels = tool("evaluate_emotion").test_rows(tool("emotion_faces").find_faces(tmp_path / "faces"),
+                                                      model.card.labels)  # fmt: skip
+    assert len(rows) == 8
+    assert [model.card.labels[label] for label in labels] == ["angry"] * 3 + ["happy"] * 5
+    figures = tool("evaluate_emotion").evaluate_emotion(model, tmp_path / "faces")
+    assert {(figure.dataset, figure.split) for figure in figures} == {("faces", "test")}
+    assert {"accuracy", "macro-F1", "expected calibration error", "recall happy"} <= {f.metric for f in figures}
+    assert (tmp_path / "runs" / "emotion-48-confusion.png").stat().st_size > 1000
 
 
 # The shipped model

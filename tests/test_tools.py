@@ -4,10 +4,12 @@ Trainers run for one small epoch on the research data where it lies beside the c
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -19,10 +21,14 @@ pytest.importorskip("keras", reason="the tools need the train extra: pip install
 pytest.importorskip("tensorflow", reason="the tools need the train extra: pip install 'edgefer[train]'")
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the research data isn't beside this checkout")
 
+from edgefer.errors import InputError  # noqa: E402
+from edgefer.messages import Box, Detection  # noqa: E402
 from edgefer.vision.card import read_card  # noqa: E402
+from edgefer.vision.emotion import EmotionReader  # noqa: E402
 from edgefer.vision.model import Model  # noqa: E402
 
-pytestmark = pytest.mark.timeout(500)
+# TensorFlow and Keras warn of their own affairs.
+pytestmark = [pytest.mark.timeout(500), pytest.mark.filterwarnings("default")]
 
 CARD = {
     "schema": "edgefer.model/1",
@@ -42,46 +48,207 @@ def tool(name: str, *arguments: object, cwd: Path = ROOT) -> subprocess.Complete
     return done
 
 
-@pytest.fixture
-def tiny(tmp_path) -> Path:
-    """A folder with a small network of random weights, its card, and pictures."""
-    script = f"""
-import os; os.environ["KERAS_BACKEND"] = "tensorflow"
-import keras; from keras import layers
+MODELS = """
+import os, sys; os.environ["KERAS_BACKEND"] = "tensorflow"
+import keras, tensorflow as tf
+try:
+    import tf_keras
+except ImportError:
+    tf_keras = None
+folder = sys.argv[1]
+
+def plain(k, end="softmax", activation="relu"):
+    image = k.Input((24, 24, 1))
+    x = k.layers.Conv2D(8, 3, strides=2, use_bias=False)(image)
+    x = k.layers.Activation(activation)(k.layers.BatchNormalization()(x))
+    x = k.layers.GlobalAveragePooling2D()(k.layers.Conv2D(16, 3)(x))
+    return k.Model(image, k.layers.Dense(3, activation=end)(x))
+
+def separable(k):
+    "As people built them years ago: separable convolutions, residual adds, 64x64, five classes."
+    image = k.Input((64, 64, 1))
+    x = k.layers.Conv2D(8, 3, use_bias=False)(image)
+    x = k.layers.Activation("relu")(k.layers.BatchNormalization()(x))
+    short = k.layers.BatchNormalization()(k.layers.Conv2D(16, 1, strides=2, padding="same", use_bias=False)(x))
+    x = k.layers.SeparableConv2D(16, 3, padding="same", use_bias=False)(x)
+    x = k.layers.MaxPooling2D(3, strides=2, padding="same")(k.layers.BatchNormalization()(x))
+    x = k.layers.GlobalAveragePooling2D()(k.layers.Conv2D(5, 3, padding="same")(k.layers.add([x, short])))
+    return k.Model(image, k.layers.Activation("softmax")(x))
+
 keras.utils.set_random_seed(1)
-image = keras.Input((24, 24, 1))
-x = layers.Conv2D(8, 3, strides=2, use_bias=False)(image)
-x = layers.ReLU()(layers.BatchNormalization()(x))
-x = layers.Dense(3, activation="softmax")(layers.GlobalAveragePooling2D()(layers.Conv2D(16, 3)(x)))
-keras.Model(image, x).save({str(tmp_path / "tiny.keras")!r})
+plain(keras).save(f"{folder}/tiny.keras")
+plain(keras, end=None).export(f"{folder}/saved", verbose=False)
+plain(keras, activation=lambda x: tf.math.erfinv(x / 9)).export(f"{folder}/strange", verbose=False)
+two = plain(keras)
+keras.Model([two.input, other := keras.Input((24, 24, 1))],
+            keras.layers.Add()([two.output, two(other)])).save(f"{folder}/two.keras")
+keras.Sequential([keras.Input((24, 24, 1)), keras.layers.Lambda(lambda x: x[:, 0, 0])]).save(f"{folder}/lambda.keras")
+old = tf_keras or keras
+old.utils.set_random_seed(1)
+model = separable(old)
+model.compile("adam", lambda truth, guess: guess[:, 0])  # a loss that no file carries
+model.save(f"{folder}/old.h5")
+model = plain(old)
+model.save_weights(f"{folder}/apart.weights.h5")
+open(f"{folder}/apart.json", "w").write(model.to_json())
 """
-    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=120)
-    (tmp_path / "tiny.json").write_text(json.dumps(CARD))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """A folder with small networks of random weights, in every form that Keras had, a card, and pictures."""
+    folder = tmp_path_factory.mktemp("models")
+    subprocess.run([sys.executable, "-c", MODELS, str(folder)], check=True, capture_output=True, timeout=300)
+    (folder / "tiny.json").write_text(json.dumps(CARD))
     rng = np.random.default_rng(1)
-    np.save(tmp_path / "pictures.npy", rng.integers(0, 256, (96, 24, 24, 1), np.uint8))
-    return tmp_path
+    np.save(folder / "pictures.npy", rng.integers(0, 256, (96, 24, 24, 1), np.uint8))
+    for split, count in (("train", 20), ("test", 8)):
+        for label in ("angry", "happy", "neutral", "sad", "surprised"):
+            (folder / "faces" / split / label).mkdir(parents=True)
+            for number in range(count):
+                face = cv2.resize(rng.integers(0, 256, (6, 6), np.uint8), (48, 48), interpolation=cv2.INTER_CUBIC)
+                cv2.imwrite(str(folder / "faces" / split / label / f"{number}.png"), face)
+    return folder
 
 
-def test_quantize_writes_an_int8_model_that_agrees_and_its_card(tiny):
-    done = tool("quantize.py", tiny / "tiny.keras", "--card", tiny / "tiny.json", "--calibrate", tiny / "pictures.npy",
-                "-o", tiny / "out.tflite")  # fmt: skip
+def test_quantize_writes_an_int8_model_that_agrees_and_its_card(models, tmp_path):
+    done = tool("quantize.py", models / "tiny.keras", "--card", models / "tiny.json",
+                "--calibrate", models / "pictures.npy", "-o", tmp_path / "out.tflite")  # fmt: skip
     assert "signal to noise" in done.stdout
     assert float(done.stdout.split()[-2]) > 25
-    card = read_card(tiny / "out.json")
+    assert "in use" in done.stdout, "the range is tried"
+    card = read_card(tmp_path / "out.json")
     assert len(card.sha256) == 64
-    model = Model(tiny / "out.tflite", "emotion")
-    (probabilities,) = model(np.load(tiny / "pictures.npy")[0])
+    model = Model(tmp_path / "out.tflite", "emotion")
+    (probabilities,) = model(np.load(models / "pictures.npy")[0])
     assert probabilities.sum() == pytest.approx(1, abs=0.02)
 
 
-def test_quantize_asks_for_enough_pictures(tiny):
-    np.save(tiny / "few.npy", np.zeros((5, 24, 24, 1), np.uint8))
-    command = [sys.executable, ROOT / "tools" / "quantize.py", tiny / "tiny.keras", "--card", tiny / "tiny.json",
-               "--calibrate", tiny / "few.npy", "-o", tiny / "out.tflite"]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1
-    assert "at least 64 pictures" in done.stderr
-    assert not (tiny / "out.tflite").exists()
+def convert(*arguments: object) -> int:
+    """quantize.py in this process, as TensorFlow takes seconds to start; gives its exit code."""
+    import quantize
+
+    return quantize.main([*map(str, arguments)])
+
+
+def test_an_old_model_of_five_classes_and_64_pixels_runs_in_the_daemon(models, tmp_path, edgefer, capfd):
+    done = convert(models / "old.h5", "--calibrate", models / "faces", "--range", -1, 1, "--float-layers", 2,
+                   "--io", "uint8", "--min-agreement", 0.9, "-o", tmp_path / "old.tflite")  # fmt: skip
+    told = capfd.readouterr()
+    assert done == 0, told.err
+    assert told.out.count("left in float") == 2
+    assert "accuracy on the 40 that are labelled" in told.out
+    card = read_card(tmp_path / "old.json")
+    assert card.labels == ("angry", "happy", "neutral", "sad", "surprise")
+    assert (card.input.width, card.input.height, card.input.range) == (64, 64, (-1.0, 1.0))
+    picture = models / "faces" / "test" / "sad" / "0.png"
+    model = str(tmp_path / "old.tflite")
+    seen = edgefer("analyze", "--json", picture, EDGEFER_EMOTION__MODEL=model, EDGEFER_IDENTITY__ENABLED="false")
+    assert seen.returncode == 0, seen.stderr
+    reader = EmotionReader(Model(tmp_path / "old.tflite", "emotion"))
+    assert reader(cv2.imread(str(picture)), Detection(Box(8, 8, 30, 30), 0.9, None)).sum() == pytest.approx(1, abs=1e-3)
+
+
+def test_a_savedmodel_of_logits_gets_its_softmax_in_float16(models, tmp_path, capfd):
+    assert convert(models / "saved", "--calibrate", models / "pictures.npy", "--labels", "calm,glad,sad",
+                   "--precision", "float16", "-o", tmp_path / "saved.tflite") == 0  # fmt: skip
+    assert "a softmax is added" in capfd.readouterr().out
+    (scores,) = Model(tmp_path / "saved.tflite", "emotion")(np.load(models / "pictures.npy")[0])
+    assert scores.sum() == pytest.approx(1, abs=1e-3)
+    assert read_card(tmp_path / "saved.json").labels == ("calm", "glad", "sad")
+
+
+def test_an_architecture_finds_its_weights(models, tmp_path, capfd):
+    assert convert(models / "apart.json", "--calibrate", models / "pictures.npy", "--task", "embedding",
+                   "--precision", "dynamic", "-o", tmp_path / "apart.tflite") == 0  # fmt: skip
+    assert "mean cosine" in capfd.readouterr().out
+    assert read_card(tmp_path / "apart.json").task == "embedding"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["tiny.keras", "--calibrate", "pictures.npy", "--labels", "a,b"], 64, "gives 3 scores, and 2 labels"),
+        (["tiny.keras"], 64, "--calibrate"),
+        (["tiny.keras", "--calibrate", "few.npy"], 66, "at least 64 pictures"),
+        (["tiny.keras", "--calibrate", "floats.npy"], 66, "uint8 pictures are wanted"),
+        (["pictures.npy", "--calibrate", "pictures.npy"], 66, "not a Keras model"),
+        (["missing.h5", "--calibrate", "pictures.npy"], 66, "isn't there"),
+        (["two.keras", "--calibrate", "pictures.npy"], 65, "one picture"),
+        (["lambda.keras", "--calibrate", "pictures.npy"], 66, "Lambda"),
+        (["strange", "--calibrate", "pictures.npy", "--labels", "a,b,c"], 65, "Erfinv"),
+        (["tiny.keras", "--calibrate", "pictures.npy", "--labels", "a,b,c", "--min-agreement", "1.01"], 1, "written"),
+    ],
+)  # fmt: skip
+def test_what_quantize_refuses_is_told_and_leaves_nothing(models, tmp_path, arguments, code, words, capfd):
+    np.save(models / "few.npy", np.zeros((5, 24, 24, 1), np.uint8))
+    np.save(models / "floats.npy", np.zeros((80, 24, 24, 1), np.float32))
+    named = [str(models / a) if (models / a).exists() or a == "missing.h5" else a for a in arguments]
+    assert convert(*named, "-o", tmp_path / "out.tflite") == code
+    assert words in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_range_is_told_by_accuracy_and_by_the_normalisation():
+    from input_range import Trial, better_range
+
+    right, wrong = (0.0, 1.0), (-1.0, 1.0)
+    assert better_range([Trial(wrong, 0.4, None), Trial(right, 0.6, None)]) == right
+    assert better_range([Trial(right, 0.6, None), Trial(wrong, 0.62, None)]) is None, "within chance"
+    assert better_range([Trial(wrong, None, 1.4), Trial(right, None, 0.1)]) == right
+    assert better_range([Trial(right, None, 0.3), Trial(wrong, None, 0.1)]) is None
+    assert better_range([Trial(right, None, None), Trial(wrong, None, None)]) is None, "nothing tells"
+
+
+# Faces
+
+
+def test_faces_come_from_a_csv_and_its_votes(tmp_path):
+    from emotion_faces import load_faces
+
+    pixels = " ".join(["7"] * 48 * 48)
+    (tmp_path / "fer2013.csv").write_text(
+        f"emotion,pixels,Usage\n3,{pixels},Training\n6,{pixels},PublicTest\n0,{pixels[:-1]}8,PrivateTest\n"
+    )
+    (tmp_path / "fer2013new.csv").write_text(
+        "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF\n"
+        "Training,a.png,1,9,0,0,0,0,0,0,0,0\nPublicTest,,0,0,0,0,0,0,0,0,0,0\nPrivateTest,c.png,0,0,0,0,9,0,1,0,0,0\n"
+    )
+    faces = load_faces(tmp_path)
+    assert [faces.names[label] for label in faces.labels] == ["happy", "neutral", "angry"]
+    assert faces.usage.tolist() == [0, 1, 2]
+    assert faces.votes_match.tolist() == [True, False, True]
+    assert faces.dup_group[0] == faces.dup_group[1] != faces.dup_group[2]
+    two = load_faces(tmp_path, ["happy", "anger"])
+    assert two.names == ("happy", "angry")
+    assert two.labels.tolist() == [0, 1]
+    with pytest.raises(InputError, match="no class 'bored'"):
+        load_faces(tmp_path, ["bored"])
+    (tmp_path / "fer2013.csv").write_text("emotion,pixels,Usage\n3,1 2 3,Training\n")
+    with pytest.raises(InputError, match="line 2"):
+        load_faces(tmp_path)
+
+
+def test_a_network_learns_from_a_tree_without_its_test_faces_and_is_measured_on_them(models, tmp_path):
+    faces = tmp_path / "faces"
+    shutil.copytree(models / "faces", faces)
+    shutil.copy(faces / "test" / "sad" / "0.png", faces / "train" / "sad" / "leak.png")
+    tool("train_emotion.py", "--data", faces, "--classes", "happy,sad,surprise", "--arch", "fer2013-cnn",
+         "--epochs", 1, "--batch", 16, "--limit", 16, "--seed", 1, "--out", tmp_path / "run")  # fmt: skip
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"model.keras", "card.json", "calibrate.npy", "curves.png", "confusion.png", "settings.json"} <= left
+    card = read_card(tmp_path / "run" / "card.json")
+    assert card.labels == ("happy", "sad", "surprise")
+    assert card.licence == ""
+
+    import train_emotion
+    from emotion_faces import load_faces
+
+    loaded = load_faces(faces, card.labels)
+    rows, held = train_emotion.split(loaded)
+    assert len(rows) + len(held) == 60, "61 pictures in train/, one of them a test picture too"
+    assert not set(loaded.dup_group[rows]) & set(loaded.dup_group[loaded.usage == 2])
+    assert not set(loaded.dup_group[rows]) & set(loaded.dup_group[held])
 
 
 @needs_data

@@ -1,15 +1,21 @@
 """Measure a model on held-out data, as edgefer itself runs it, and write the figures into its card.
 
-python tools/evaluate.py detector models/far.json
-python tools/evaluate.py embedding models/identity-112.json
-python tools/evaluate.py emotion models/emotion-48.json
-python tools/evaluate.py gallery models/identity-112.json     # strangers given a name; a table, not for the card
+    python tools/evaluate.py detector models/far.json
+    python tools/evaluate.py embedding models/identity-112.json
+    python tools/evaluate.py gallery models/identity-112.json     # strangers given a name; a table, not for the card
+    python tools/evaluate.py emotion models/emotion-48.json
+    python tools/evaluate.py emotion mine.json --data faces/ --beside mine-float.json
+
+An emotion model is measured on FER2013's PrivateTest, on the test/ of a folder tree, or on all of a tree without one.
+--beside names a second card, of the same model in float, say: its figures stand beside the first one's.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from data import DATA
@@ -18,31 +24,47 @@ from evaluate_embedding import evaluate_embedding
 from evaluate_emotion import evaluate_emotion
 from evaluate_gallery import evaluate_gallery
 
-from edgefer.vision.card import read_card
+from edgefer.errors import EdgeferError
+from edgefer.vision.card import Metric, read_card
 from edgefer.vision.model import Model
 
-EVALUATORS = {"detector": evaluate_detector, "embedding": evaluate_embedding, "emotion": evaluate_emotion}
+EVALUATORS: dict[str, Callable[[Model, Path], list[Metric]]] = {
+    "detector": evaluate_detector,
+    "embedding": evaluate_embedding,
+    "emotion": evaluate_emotion,
+}
 
 
-def main() -> None:
-    """Print the figures of one model; keep them in its card unless asked not to."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+def main() -> int:
+    """Print the figures of one model; keep them in its card unless asked not to. Gives the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=[*EVALUATORS, "gallery"])
     parser.add_argument("card", type=Path, help="the model's card; the .tflite lies beside it")
-    parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
+    parser.add_argument("--data", type=Path, default=DATA, help="the research data, or faces (%(default)s)")
+    parser.add_argument("--beside", type=Path, metavar="CARD", help="a second model to compare with")
     parser.add_argument("--dry-run", action="store_true", help="leave the card as it is")
     arguments = parser.parse_args()
-    if arguments.task == "gallery":
-        print(evaluate_gallery(Model(arguments.card.with_suffix(".tflite"), "embedding"), arguments.data))
-        return
-    model = Model(arguments.card.with_suffix(".tflite"), arguments.task)
-    metrics = EVALUATORS[arguments.task](model, arguments.data)
-    for metric in metrics:
-        print(f"{metric.dataset:14} {metric.split:22} {metric.metric:28} {metric.value:8.4f}  {metric.precision}")
+    try:
+        if arguments.task == "gallery":
+            print(evaluate_gallery(Model(arguments.card.with_suffix(".tflite"), "embedding"), arguments.data))
+            return 0
+        measured = [
+            EVALUATORS[arguments.task](Model(card.with_suffix(".tflite"), arguments.task), arguments.data)
+            for card in (arguments.card, arguments.beside)
+            if card
+        ]
+    except EdgeferError as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return error.exit_code
+    for same in zip(*measured, strict=True):
+        first = same[0]
+        values = "  ".join(f"{metric.value:8.4f} {metric.precision:8}" for metric in same)
+        print(f"{first.dataset:14} {first.split:22} {first.metric:28} {values}")
     if not arguments.dry_run:
-        card = dataclasses.replace(read_card(arguments.card), metrics=tuple(metrics))
+        card = dataclasses.replace(read_card(arguments.card), metrics=tuple(measured[0]))
         arguments.card.write_text(card.to_json())
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

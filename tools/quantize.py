@@ -1,129 +1,320 @@
-r"""Turn a Keras model into an int8 TFLite file with its card, and check it against the original.
+r"""Turn a Keras model, whoever's and however old, into an int8 TFLite file with its card, and check it.
 
-    python tools/quantize.py runs/emotion/model.keras --card runs/emotion/card.json \
-        --calibrate runs/emotion/calibrate.npy -o models/emotion-48.tflite
+    python tools/quantize.py emotions.hdf5 -o mine.tflite --calibrate faces/ --range -1 1 \
+        --labels angry,disgust,fear,happy,sad,surprise,neutral
+    EDGEFER_EMOTION__MODEL=$PWD/mine.tflite edgefer run
 
-Calibration pictures are what the model's input is made from: uint8, n x height x width x channels, in the card's
-colour. Some of them are held out to compare the int8 file with the float original.
+faces/ holds crops of faces: a folder of pictures, a tree with a folder a class (train/happy/1.jpg), a fer2013.csv, or
+an .npz or .npy of uint8 pictures. Some calibrate the int8 file; others, held out, compare it with the original. Where
+they are labelled, accuracy is told too.
+
+Exit codes: 0 written; 1 converted, but it agrees too little, so nothing was written; 64 usage; 65 the model can't be
+converted; 66 a file is missing or isn't what it should be.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
-import os
-import tempfile
+import sys
 from pathlib import Path
-from typing import Any
-
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # only TensorFlow can write a .tflite
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+from typing import NoReturn, get_args
 
 import numpy as np
-from numpy.typing import NDArray
+from agreement import Comparison, accuracy, compare, run_original, run_tflite, signal_to_noise_db
+from calibration_pictures import Labels, Pictures, read_pictures
+from emotion_faces import label_name
+from keras_models import ConversionError, Floats, KerasModel, quiet, read_model
+from model_file import loaded, write_model
 
+from edgefer.errors import EdgeferError, UsageError
 from edgefer.messages import Image
-from edgefer.vision.card import ModelCard, read_card
-from edgefer.vision.model import Model
-from edgefer.vision.preprocess import normalise
+from edgefer.vision.card import Colour, Crop, Decoder, ModelCard, ModelInput, Task, read_card
+from edgefer.vision.detector import Detector
+from edgefer.vision.embedder import Embedder
+from edgefer.vision.emotion import EmotionReader
+from edgefer.vision.model import find_card
+from edgefer.vision.preprocess import normalise, to_colour
 
-HELD_OUT = 32
-"""Pictures that check the result and don't calibrate it."""
+with quiet():
+    from input_range import Trial, better_range, try_ranges
+    from precisions import ACTIVATIONS, PASSING, Int8, Io, Layer, Precision, dynamic, float16, layers_of
+
+SEVEN = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+"""FER2013's labels in its order: what a model of seven outputs gives, unless told otherwise."""
+DECODERS: dict[Task, Decoder] = {"emotion": "softmax", "embedding": "unit-vector", "detector": "edgefer-centre"}
+LAYERS_SHOWN = 5
+LAYER_PICTURES = 32
 
 
-def main() -> None:
-    """Convert one model, print how well it agrees with its original."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("model", type=Path, help="a .keras file")
-    parser.add_argument("--card", type=Path, required=True, help="the model's card, without sha256 and metrics")
+def main(arguments: list[str] | None = None) -> int:
+    """Convert one model and say how well it agrees with its original; gives the exit code."""
+    try:
+        return convert(_parser().parse_args(arguments))
+    except EdgeferError as error:
+        print(f"quantize: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def convert(options: argparse.Namespace) -> int:
+    """Read, convert, compare, and write what agrees."""
+    if options.output.suffix != ".tflite":
+        raise UsageError(f"-o {options.output}: edgefer finds a model's card by its name: it has to end in .tflite")
+    model = read_model(options.model, options.weights)
+    card = describe(options, model)
+    calibration, held_out = read_pictures(options.calibrate, card.input, card.task)
+    originals = run_original(model, held_out.images, card.input)
+    if card.task == "emotion":
+        model, originals = as_probabilities(model, originals, card, held_out.images)
+        card = with_labels(card, options.labels, originals[0].shape[1], held_out.names)
+    labels = own_labels(held_out, card.labels) if card.task == "emotion" else None
+    tell_range(card, try_ranges(model, card.input, held_out.images, labels))
+    tell_order(card, originals[0], labels)
+
+    floats = model.to_tflite(card.input.height, card.input.width, 1 if card.input.colour == "gray" else 3)
+    content = floats
+    if options.precision == "int8":
+        content = to_int8(floats, card, calibration.images, held_out.images, options.io, options.float_layers)
+    elif options.precision != "float32":
+        content = {"float16": float16, "dynamic": dynamic}[options.precision](floats)
+    check_in_use(content, card)
+
+    converted = run_tflite(content, card, held_out.images, originals)
+    result = compare(card.task, originals, converted)
+    tell(card.task, result, len(held_out.images))
+    if labels is not None:
+        known = labels >= 0
+        before, after = (accuracy(scores[0][known], labels[known]) for scores in (originals, converted))
+        print(f"accuracy on the {known.sum()} that are labelled: {before:.2%} before, {after:.2%} after")
+    if result.agreement < options.min_agreement:
+        print(
+            f"quantize: {result.agreement:.2%} agree, and --min-agreement is {options.min_agreement:.0%}: "
+            f"{options.output} isn't written. --float-layers 3 leaves the layers that lose most in float, --precision "
+            "float16 all of them; pictures of the kind that the model was trained on calibrate better",
+            file=sys.stderr,
+        )
+        return 1
+    write_model(options.output, content, card)
+    print(f"{options.output}: {len(content) / 1024:.0f} KiB, signal to noise {result.noise_db:.1f} dB")
+    return 0
+
+
+# The card
+
+
+def describe(options: argparse.Namespace, model: KerasModel) -> ModelCard:
+    """The card: --card's or one that suits the model, changed by the other options; an emotion's labels come later."""
+    if options.card:
+        card = read_card(options.card)
+    else:
+        height, width, channels = model.size
+        if None in model.size:
+            raise UsageError(f"{options.model}: takes pictures of any size: a --card says which it is to get")
+        task: Task = options.task or "emotion"
+        card = ModelCard(
+            schema="edgefer.model/1",
+            name=options.output.stem[:64],
+            task=task,
+            decoder=DECODERS[task],
+            input=ModelInput(width, height, "gray" if channels == 1 else "rgb", (0.0, 1.0)),
+            # Most models learned from FER2013's crops: where those lie around our detector's box is in our own card.
+            crop={"emotion": find_card("emotion-48").crop, "embedding": Crop("points"), "detector": None}[task],
+            thresholds={"min_confidence": 0.4} if task == "emotion" else {},
+        )
+    if options.task and options.task != card.task:
+        raise UsageError(f"--task {options.task}: {options.card} is the card of a model for {card.task}")
+    asked = dataclasses.replace(
+        card.input,
+        colour=options.colour or card.input.colour,
+        range=card.input.range if options.range is None else tuple(options.range),
+    )
+    training = card.training | {"precision": options.precision}
+    return dataclasses.replace(card, input=asked, decoder=options.decoder or card.decoder, training=training)
+
+
+def with_labels(card: ModelCard, asked: str | None, classes: int, folders: tuple[str, ...]) -> ModelCard:
+    """The card with its labels: --labels, the card's, FER2013's seven, or the calibration tree's folders by name."""
+    labels = tuple(map(str.strip, asked.split(","))) if asked else card.labels
+    if not labels and classes == len(SEVEN):
+        labels = SEVEN
+    elif not labels and classes == len(folders):
+        labels = folders
+        print(f"labels: {','.join(labels)}, the folders of --calibrate by name, as Keras counts them")
+    if len(labels) != classes or len(set(labels)) != classes:
+        raise UsageError(
+            f"the model gives {classes} scores, and {len(set(labels)) or 'no'} labels are named"
+            f"{': ' + ','.join(labels) if labels else ''}; name each of them in the model's order: "
+            "--labels angry,happy,..."
+        )
+    return dataclasses.replace(card, labels=labels)
+
+
+def own_labels(pictures: Pictures, labels: tuple[str, ...]) -> Labels | None:
+    """The pictures' labels as indices of the model's, -1 where it has no such label; None where none fits."""
+    if pictures.labels is None:
+        return None
+    if not pictures.names:
+        return pictures.labels
+    known = [label_name(label) for label in labels]
+    numbers = [known.index(name) if name in known else -1 for name in pictures.names]
+    if max(numbers) < 0:
+        print(f"labels: the pictures' folders ({', '.join(pictures.names)}) are none of the model's labels")
+        return None
+    return np.array(numbers)[pictures.labels]
+
+
+# The conversion
+
+
+def as_probabilities(
+    model: KerasModel, originals: list[Floats], card: ModelCard, images: list[Image]
+) -> tuple[KerasModel, list[Floats]]:
+    """The model and its outputs, with a softmax where it ends in logits; ConversionError where it gives no scores."""
+    if len(originals) != 1 or originals[0].ndim != 2 or originals[0].shape[1] < 2:
+        shapes = ", ".join(str(output.shape[1:]) for output in originals)
+        raise ConversionError(
+            f"{model.path}: a model for emotion gives one score a label, and this one gives {shapes}; "
+            "--task embedding and --task detector are for others"
+        )
+    if originals[0].min() >= -1e-3 and originals[0].max() <= 1 + 1e-3:
+        return model, originals
+    print("it ends in logits: a softmax is added")
+    model = model.with_softmax()
+    return model, run_original(model, images, card.input)
+
+
+def to_int8(
+    floats: bytes, card: ModelCard, calibration: list[Image], held_out: list[Image], io: Io, float_layers: int
+) -> bytes:
+    """The int8 .tflite, with a table of the layers that lose most; the worst ones stay in float where that is asked."""
+    layers = layers_of(floats)
+    without = [layer for layer in layers if not layer.has_int8]
+    stuck = [layer for layer in without if layer.operator not in ACTIVATIONS]
+    if len(stuck) > float_layers:
+        names = ", ".join(f"{layer.operator} ({layer.name})" for layer in stuck[:3])
+        raise ConversionError(
+            f"no int8 for {names}{' and others' if len(stuck) > 3 else ''}: --float-layers {len(stuck)} leaves them "
+            "in float; --precision float16 and dynamic do without int8"
+        )
+    if activations := sorted({layer.operator for layer in without} & ACTIVATIONS):
+        print(f"no int8 for {', '.join(activations)}: computed in float, between int8 layers")
+    samples = [normalise(to_colour(image, card.input.colour), card.input) for image in calibration]
+    int8 = Int8(floats, samples, card.input.range)
+    losses = layer_losses(int8, floats, card, layers, held_out[:LAYER_PICTURES])
+    floating = [layer for layer, _ in losses[: float_layers - len(stuck)]]
+    print(f"{'the layers that lose most, alone in int8':56} signal to noise")
+    for layer, noise_db in losses[: max(LAYERS_SHOWN, len(floating))]:
+        print(f"  {layer.operator:18} {layer.name[:36]:36} {noise_db:8.1f} dB{'  left in float' * (layer in floating)}")
+    return int8.write(io, tuple(floating))
+
+
+def layer_losses(
+    int8: Int8, floats: bytes, card: ModelCard, layers: list[Layer], images: list[Image]
+) -> list[tuple[Layer, float]]:
+    """Each layer that could stay in float and the model's signal to noise with it alone in int8, worst first."""
+    with loaded(floats, card) as model:
+        like = [np.stack(values) for values in zip(*(model(image) for image in images), strict=True)]
+    losses = []
+    for layer in layers:
+        if layer.has_int8 and layer.operator not in PASSING:
+            alone = run_tflite(int8.write_alone(layer), card, images, like)
+            losses.append((layer, min(signal_to_noise_db(a, b) for a, b in zip(like, alone, strict=True))))
+    return sorted(losses, key=lambda loss: loss[1])
+
+
+def check_in_use(content: bytes, card: ModelCard) -> None:
+    """ModelError where the daemon would refuse the model."""
+    with loaded(content, card) as model:
+        {"emotion": EmotionReader, "embedding": Embedder, "detector": Detector}[card.task](model)
+
+
+# What is told
+
+
+def tell_range(card: ModelCard, trials: list[Trial]) -> None:
+    """What the usual ranges give, and whether another one than the card's is clearly better."""
+    columns = [name for name in ("accuracy", "strangeness") if getattr(trials[0], name) is not None]
+    if not columns:
+        low, high = card.input.range
+        print(
+            f"range: pixels 0 and 255 become {low:g} and {high:g}; neither labels nor a batch normalisation tell "
+            "whether that is as in training"
+        )
+        return
+    print("".join(f"{name:>13}" for name in ("range", *columns)))
+    for trial in trials:
+        values = "".join(f"{getattr(trial, name):13.3f}" for name in columns)
+        print(f"{f'{trial.range[0]:g} {trial.range[1]:g}':>13}{values}{'  (in use)' * (trial is trials[0])}")
+    if other := better_range(trials):
+        print(
+            f"warning: --range {other[0]:g} {other[1]:g} fits clearly better than {card.input.range[0]:g} "
+            f"{card.input.range[1]:g}: is it what the model was trained on?"
+        )
+
+
+def tell_order(card: ModelCard, scores: Floats, labels: Labels | None) -> None:
+    """Whether the labels in another usual order would be right more often."""
+    if labels is None:
+        return
+    used = accuracy(scores, labels)
+    for order in (tuple(sorted(card.labels)), SEVEN):
+        if sorted(order) == sorted(card.labels) and order != card.labels:
+            # The answer i is called order[i] then.
+            renamed = np.array([order.index(label) for label in card.labels])
+            other = accuracy(scores, np.where(labels < 0, -1, renamed[labels]))
+            if other > used + 0.1:
+                print(f"warning: --labels {','.join(order)} would be right {other:.0%} of the time, and not {used:.0%}")
+
+
+def tell(task: Task, result: Comparison, count: int) -> None:
+    """How well the two agree."""
+    what = {"emotion": "top class", "embedding": "mean cosine", "detector": "least cosine of an output"}[task]
+    print(
+        f"agreement on {count} held-out pictures: {what} {result.agreement:.2%}, largest difference of a "
+        f"{'score' if task == 'emotion' else 'value'} {result.largest:.3f}"
+    )
+
+
+# The command line
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (quantize.py --help shows an example)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help=".keras, .h5, .hdf5, a SavedModel folder, or an architecture.json")
+    parser.add_argument("--weights", type=Path, help="the .h5 that belongs to an architecture.json (the one beside it)")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the .tflite; its card goes beside it")
+    parser.add_argument("--calibrate", type=Path, required=True, metavar="PATH", help="pictures, as told above")
+    parser.add_argument("--task", choices=get_args(Task), help="what it is for (default: emotion)")
     parser.add_argument(
-        "--calibrate", type=Path, required=True, help=".npy of uint8 pictures, n x height x width x channels"
+        "--range", type=float, nargs=2, metavar=("LO", "HI"), help="what pixels 0 and 255 become (default: 0 1)"
+    )
+    parser.add_argument("--labels", metavar="a,b,...", help="the emotions in the model's order (default: FER2013's)")
+    parser.add_argument("--colour", choices=get_args(Colour), help="default: gray, or rgb for three channels")
+    parser.add_argument("--decoder", choices=get_args(Decoder), metavar="NAME", help="default: the task's own")
+    parser.add_argument("--card", type=Path, help="a card to start from; the options above change it")
+    parser.add_argument("--precision", choices=get_args(Precision), default="int8", help="%(default)s")
+    parser.add_argument(
+        "--io", choices=get_args(Io), default="int8", help="what an int8 model takes and gives (%(default)s)"
     )
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, help="the .tflite to write; the card goes beside it"
+        "--float-layers", type=_count, default=0, metavar="N", help="leave the N layers that lose most in float"
     )
-    arguments = parser.parse_args()
-    pictures = np.load(arguments.calibrate)
-    agreement = quantise(arguments.model, read_card(arguments.card), pictures, arguments.output)
-    print(f"{arguments.output}: {arguments.output.stat().st_size / 1024:.0f} KiB, signal to noise {agreement:.1f} dB")
-
-
-def quantise(keras_file: Path, card: ModelCard, pictures: Image, output: Path) -> float:
-    """Write `output` (.tflite, full int8, per channel) and its card; return the worst output's signal to noise in dB.
-
-    `pictures` are uint8, n x height x width x channels, in the card's colour, at least 64 of them.
-    """
-    if len(pictures) < 2 * HELD_OUT:
-        raise SystemExit(f"calibration needs at least {2 * HELD_OUT} pictures, got {len(pictures)}")
-    floats = float_tflite(keras_file, card)
-    content = int8_tflite(
-        floats, [normalise(picture, card.input) for picture in pictures[:-HELD_OUT]], card.input.range
+    parser.add_argument(
+        "--min-agreement", type=float, default=0.97, metavar="SHARE", help="write nothing under it (%(default)s)"
     )
-    write_model(output, content, card)
-    with tempfile.TemporaryDirectory() as folder:
-        original = Path(folder) / "float.tflite"
-        write_model(original, floats, card)
-        return agreement(Model(original, card.task), Model(output, card.task), pictures[-HELD_OUT:])
+    return parser
 
 
-def float_tflite(keras_file: Path, card: ModelCard) -> bytes:
-    """The float32 .tflite of a Keras model, with the batch fixed at 1 (a free batch costs LiteRT extra operators)."""
-    import keras  # noqa: PLC0415  # takes seconds, and --help shouldn't
-    import tensorflow  # noqa: PLC0415  # the same
-
-    model = keras.models.load_model(keras_file, compile=False)
-    channels = 1 if card.input.colour == "gray" else 3
-    fixed = keras.Input(batch_shape=(1, card.input.height, card.input.width, channels), name="image")
-    converter = tensorflow.lite.TFLiteConverter.from_keras_model(keras.Model(fixed, model(fixed, training=False)))
-    return bytes(converter.convert())
-
-
-def int8_tflite(floats: bytes, samples: list[NDArray[np.float32]], input_range: tuple[float, float]) -> bytes:
-    """The full int8 .tflite of a float one: its input takes the range given, its activations what samples reach."""
-    from ai_edge_quantizer import calibrator, quantizer, recipe, recipe_manager  # noqa: PLC0415  # brings a runtime
-    from ai_edge_quantizer.utils.qsv_utils import min_max_update  # noqa: PLC0415  # the same
-
-    key, name, tensor = _input_names(floats)
-    plan = recipe_manager.RecipeManager()
-    plan.load_quantization_recipe(recipe.static_wi8_ai8())
-    # Its default averages each picture's extremes: on the emotion model that clipped what is rare, and lost 25 dB.
-    calibration = calibrator.Calibrator(floats, num_threads=1, qsv_update_func=min_max_update)
-    calibration.calibrate({key: [{name: sample[None]} for sample in samples]}, plan)
-    ranges = calibration.get_model_qsvs()
-    for end, value in (("min", min(input_range)), ("max", max(input_range))):
-        ranges[tensor][end] = np.full_like(ranges[tensor][end], value)
-    work = quantizer.Quantizer(floats, recipe.static_wi8_ai8())
-    return bytes(work.quantize(ranges).quantized_model)
-
-
-def _input_names(floats: bytes) -> tuple[str, str, str]:
-    """The signature, and what its input is called there and in the graph."""
-    from ai_edge_litert.interpreter import Interpreter  # noqa: PLC0415  # the quantizer's own runtime
-
-    interpreter = Interpreter(model_content=floats)
-    ((key, signature),) = interpreter.get_signature_list().items()
-    return key, signature["inputs"][0], interpreter.get_input_details()[0]["name"]
-
-
-def write_model(path: Path, content: bytes, card: ModelCard) -> None:
-    """Write a .tflite and, beside it, its card with the file's digest."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    card = dataclasses.replace(card, sha256=hashlib.sha256(content).hexdigest())
-    path.with_suffix(".json").write_text(card.to_json())
-
-
-def agreement(original: Model, converted: Model, pictures: Image) -> float:
-    """The worst signal-to-noise ratio over the outputs of two models on the same pictures, in dB."""
-    pairs: list[Any] = [(original(picture), converted(picture)) for picture in pictures]
-    ratios = []
-    for i in range(len(pairs[0][0])):
-        signal = np.stack([a[i] for a, _ in pairs])
-        noise = signal - np.stack([b[i] for _, b in pairs])
-        ratios.append(10 * np.log10((signal**2).mean() / max(float((noise**2).mean()), 1e-12)))
-    return float(min(ratios))
+def _count(text: str) -> int:
+    if (number := int(text)) < 0:
+        raise ValueError(text)
+    return number
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,7 @@
-r"""Train the emotion model on FER2013: 48x48 gray in, seven probabilities out.
+r"""Train an emotion model: 48x48 gray in, a probability for each class out.
 
     python tools/train_emotion.py --out runs/emotion --epochs 40
+    python tools/train_emotion.py --data faces/ --classes angry,happy,neutral,sad,surprise --arch little-vgg
     python tools/train_emotion.py --out runs/emotion --resume
     python tools/quantize.py runs/emotion/model.keras --card runs/emotion/card.json \
         --calibrate runs/emotion/calibrate.npy -o models/emotion-48.tflite
@@ -8,8 +9,11 @@ r"""Train the emotion model on FER2013: 48x48 gray in, seven probabilities out.
     python tools/fit_crop.py models/emotion-48.json --detector far
     python tools/evaluate.py emotion models/emotion-48.json
 
-Runs on any Keras backend (KERAS_BACKEND=torch is the fastest on a CPU, torch or jax on a GPU). PublicTest validates
-while it runs; PrivateTest is never looked at here.
+faces/ is a folder tree (faces/train/happy/*.jpg, faces/test/happy/*.jpg), or holds fer2013.csv (with FER+'s
+fer2013new.csv beside it, if you have it). The validation split is PublicTest, val/, or else a tenth of train/; test
+images are never looked at here, and training images that are byte-identical to one are left out.
+
+Runs on any Keras backend (KERAS_BACKEND=torch is the fastest on a CPU, torch or jax on a GPU).
 """
 
 from __future__ import annotations
@@ -26,103 +30,149 @@ import backend  # noqa: F401  # before Keras
 import cv2
 import keras
 import numpy as np
-from data import DATA, Fer2013, load_fer2013
+from data import DATA
+from emotion_faces import TRAIN, VALIDATION, VOTE_OF, Faces, find_faces
+from emotion_networks import NETWORKS, SIZE, Network
+from emotion_plots import plot_confusion, plot_curves
+from evaluate_emotion import confusion_matrix
 from keras import layers
 from numpy.typing import NDArray
+from tqdm import tqdm
 
+from edgefer.errors import EdgeferError
 from edgefer.messages import Image
 from edgefer.vision.card import Crop, ModelCard, ModelInput
 from edgefer.vision.preprocess import normalise
 
-SIZE = 48
 INPUT = ModelInput(width=SIZE, height=SIZE, colour="gray", range=(0.0, 1.0))
-WIDTHS = (24, 64, 128, 160)
-"""Channels at 24x24, 12x12, 6x6 and 3x3: 26 million multiply-adds and 0.73 million parameters."""
-VOTE_COLUMNS = (4, 5, 6, 1, 3, 2, 0)
-"""Where FER+ (neutral, happiness, surprise, sadness, anger, disgust, fear, ...) has FER2013's seven labels."""
 NOT_A_FACE = 9
 LABEL_VOTES = 10.0
 """How many of FER+'s ten votes the original label is worth: what is reported is agreement with the original labels."""
-CALIBRATION_IMAGES = 288
+CALIBRATION_IMAGES = 1024
+"""A quarter calibrates, the others check."""
 
 Floats = NDArray[np.float32]
 
 
-def main() -> None:
-    """Train, then leave in the run's folder what quantize.py needs."""
+def main() -> int:
+    """Train, then leave in the run's folder what quantize.py needs; gives the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
+    parser.add_argument("--data", type=Path, default=DATA, help="the faces, as told above (%(default)s)")
+    parser.add_argument("--classes", metavar="a,b,...", help="which labels, in this order (default: all)")
+    parser.add_argument("--arch", choices=NETWORKS, default="edgefer", help="the network (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/emotion"), help="the run's folder (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rate", type=float, default=0.1, help="the highest learning rate (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=40, help="%(default)s at most")
+    parser.add_argument("--batch", type=int, default=128, help="images a step (%(default)s)")
+    parser.add_argument("--rate", type=float, help="the highest learning rate (default: the network's)")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the random start (default: the clock)")
     parser.add_argument("--limit", type=int, help="train and validate on this many images only: to try the script")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    if arguments.resume:
-        parser.set_defaults(**json.loads((arguments.out / "settings.json").read_text())["arguments"])
-        arguments = parser.parse_args()
-    keras.utils.set_random_seed(arguments.seed)
+    try:
+        if arguments.resume:
+            parser.set_defaults(**json.loads((arguments.out / "settings.json").read_text())["arguments"])
+            arguments = parser.parse_args()
+        faces = find_faces(Path(arguments.data), (arguments.classes or "").split(",") if arguments.classes else ())
+    except FileNotFoundError as error:
+        print(f"train_emotion: nothing to resume: {error.filename} isn't there", file=sys.stderr)
+        return 66
+    except EdgeferError as error:
+        print(f"train_emotion: {error}", file=sys.stderr)
+        return error.exit_code
+    train(arguments, faces)
+    return 0
 
-    fer = load_fer2013(Path(arguments.data) / "fer2013")
-    rows = training_rows(fer)[: arguments.limit]
-    held = np.flatnonzero(fer.usage == 1)[: arguments.limit]
-    batches = Batches(fer.images[rows], soft_targets(fer)[rows], arguments.batch, arguments.seed)
-    validation = as_input(fer.images[held]), np.eye(len(fer.LABELS), dtype=np.float32)[fer.labels[held]]
+
+def train(arguments: argparse.Namespace, faces: Faces) -> None:
+    """Train one network, and write the model, its card, what calibrates it, and what it looks like."""
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    keras.utils.set_random_seed(arguments.seed)
+    network = NETWORKS[arguments.arch]
+    rows, held = split(faces)
+    rows, held = rows[: arguments.limit], held[: arguments.limit]
+    targets = soft_targets(faces) if network.votes else np.eye(len(faces.names), dtype=np.float32)[faces.labels]
+    batches = Batches(faces.images[rows], targets[rows], arguments.batch, arguments.seed)
+    validation = as_input(faces.images[held]), np.eye(len(faces.names), dtype=np.float32)[faces.labels[held]]
 
     checkpoint, history = arguments.out / "checkpoint.keras", arguments.out / "history.json"
+    rates = network.rates(arguments.rate or network.rate, len(batches) * arguments.epochs)
     if arguments.resume:
         model = keras.models.load_model(checkpoint)
         done = json.loads(history.read_text())
         # With another --epochs, the rest of the way down is steeper or flatter.
-        model.optimizer.learning_rate = schedule(arguments.rate, len(batches) * arguments.epochs)
+        model.optimizer.learning_rate = rates
     else:
-        model = build(len(fer.LABELS))
-        compile_for(model, schedule(arguments.rate, len(batches) * arguments.epochs))
+        model = network.build(len(faces.names))
+        optimizer = network.optimizer(rates)
+        model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
         done = []
     save_settings(arguments, model, len(rows), len(held))
     batches.epoch = len(done)
+    callbacks: list[keras.callbacks.Callback] = [Keep(checkpoint, history, done, arguments.epochs, len(batches))]
+    if network.averages:
+        # Validation sees the averaged weights; training goes on from its own.
+        callbacks.insert(0, keras.callbacks.SwapEMAWeights())
+    if network.patience:
+        callbacks.append(keras.callbacks.EarlyStopping(patience=network.patience, restore_best_weights=True))
     model.fit(
         batches,
         validation_data=validation,
         validation_batch_size=256,
         initial_epoch=len(done),
         epochs=arguments.epochs,
-        verbose=1 if sys.stdout.isatty() else 0,
-        # Validation sees the averaged weights; training goes on from its own.
-        callbacks=[keras.callbacks.SwapEMAWeights(), Keep(checkpoint, history, done, arguments.epochs)],
+        verbose=0,
+        callbacks=callbacks,
     )
     # fit() leaves the averaged weights in the model. The last epoch ships: the best of many on PublicTest flatters.
-    settle(model, fer.images[rows])
-    answer_as_labelled(model, fer.labels[rows], batches.targets)
+    if network.averages:
+        settle(model, faces.images[rows])
+    if network.votes:
+        answer_as_labelled(model, faces.labels[rows], batches.targets)
     model.save(arguments.out / "model.keras")
-    (arguments.out / "card.json").write_text(card(arguments, fer, len(rows)).to_json())
+    (arguments.out / "card.json").write_text(card(arguments, network, faces, len(rows)).to_json())
     chosen = np.random.default_rng(arguments.seed).choice(rows, min(CALIBRATION_IMAGES, len(rows)), replace=False)
-    np.save(arguments.out / "calibrate.npy", fer.images[chosen][..., None])
-    accuracy = model.evaluate(*validation, batch_size=256, verbose=0, return_dict=True)["accuracy"]
-    print(f"{arguments.out / 'model.keras'}: PublicTest accuracy {accuracy:.4f} in float")
+    np.save(arguments.out / "calibrate.npy", faces.images[chosen][..., None])
+    answers = model.predict(validation[0], batch_size=256, verbose=0).argmax(1)
+    plot_confusion(
+        confusion_matrix(faces.labels[held], answers, len(faces.names)), faces.names, arguments.out / "confusion.png"
+    )
+    plot_curves(done, arguments.out / "curves.png")
+    accuracy = (answers == faces.labels[held]).mean()
+    print(f"{arguments.out / 'model.keras'}: accuracy {accuracy:.4f} on the {len(held)} validation images, in float")
 
 
 # The data
 
 
-def training_rows(fer: Fer2013) -> NDArray[np.intp]:
-    """The images to train on, in random but fixed order: those that are neither in a test split nor plainly no face."""
-    tested = np.isin(fer.dup_group, fer.dup_group[fer.usage > 0])
-    no_face = fer.votes_match & (fer.votes[:, NOT_A_FACE] > 5)
-    return np.random.default_rng(0).permutation(np.flatnonzero((fer.usage == 0) & ~tested & ~no_face))
+def split(faces: Faces) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The images to train on, in random but fixed order, and those to validate on.
 
-
-def soft_targets(fer: Fer2013) -> Floats:
-    """What to learn, n x 7 that sum to 1: FER+'s votes and the original label, counted as LABEL_VOTES of them.
-
-    Votes for contempt, "unknown" and "not a face" fall out, so that the label weighs more the less people knew; where
-    the votes aren't the image's, the label stands alone.
+    What is byte-identical to a validation or test image isn't trained on, nor what is plainly no face.
     """
-    votes = fer.votes[:, VOTE_COLUMNS] * fer.votes_match[:, None]
-    shares: Floats = (votes + LABEL_VOTES * np.eye(len(fer.LABELS))[fer.labels]).astype(np.float32)
+    held = faces.rows(VALIDATION)
+    if not len(held):
+        groups = np.unique(faces.dup_group[faces.usage == TRAIN])
+        tenth = np.random.default_rng(0).choice(groups, math.ceil(len(groups) / 10), replace=False)
+        held = np.flatnonzero((faces.usage == TRAIN) & np.isin(faces.dup_group, tenth))
+    kept_out = faces.usage != TRAIN
+    kept_out[held] = True
+    tested = np.isin(faces.dup_group, faces.dup_group[kept_out])
+    no_face = faces.votes_match & (faces.votes[:, NOT_A_FACE] > 5)
+    rows = np.flatnonzero((faces.usage == TRAIN) & ~tested & ~no_face)
+    return np.random.default_rng(0).permutation(rows), held
+
+
+def soft_targets(faces: Faces) -> Floats:
+    """What to learn, n x classes that sum to 1: FER+'s votes and the original label, counted as LABEL_VOTES of them.
+
+    Votes for other classes, "unknown" and "not a face" fall out, so that the label weighs more the less people knew;
+    where the votes aren't the image's, the label stands alone.
+    """
+    votes = np.zeros((len(faces.labels), len(faces.names)))
+    for number, name in enumerate(faces.names):
+        if name in VOTE_OF:
+            votes[:, number] = faces.votes[:, VOTE_OF[name]] * faces.votes_match
+    shares: Floats = (votes + LABEL_VOTES * np.eye(len(faces.names))[faces.labels]).astype(np.float32)
     shares /= shares.sum(1, keepdims=True)
     return shares
 
@@ -178,48 +228,6 @@ def augment(image: Image, rng: np.random.Generator) -> Image:
 # The model
 
 
-def build(classes: int) -> keras.Model:
-    """A small residual network of plain 3x3 convolutions and ReLU, which XNNPACK runs fast at int8."""
-    image = keras.Input((SIZE, SIZE, 1), name="image")
-    # 5x5 by steps of 2: half of what training would cost is in the layers at full size, for little gain.
-    x = convolve(image, WIDTHS[0], kernel=5, stride=2)
-    for stage, width in enumerate(WIDTHS):
-        x = residual_block(x, width, stride=2 if stage else 1)
-    x = layers.GlobalAveragePooling2D()(x)
-    x = layers.Dropout(0.2)(x)
-    return keras.Model(image, layers.Dense(classes, activation="softmax", name="emotion")(x), name="emotion")
-
-
-def residual_block(x: keras.KerasTensor, width: int, stride: int) -> keras.KerasTensor:
-    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where the shape changes."""
-    short = x if stride == 1 and x.shape[-1] == width else convolve(x, width, kernel=1, stride=stride, relu=False)
-    x = convolve(x, width, stride=stride)
-    x = convolve(x, width, relu=False)
-    return layers.ReLU()(layers.Add()([short, x]))
-
-
-def convolve(
-    x: keras.KerasTensor, width: int, kernel: int = 3, stride: int = 1, relu: bool = True
-) -> keras.KerasTensor:
-    """A convolution with batch normalisation, and ReLU where asked for."""
-    x = layers.Conv2D(width, kernel, stride, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
-    x = layers.BatchNormalization(momentum=0.98)(x)
-    return layers.ReLU()(x) if relu else x
-
-
-def schedule(rate: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
-    """A short warm-up, then a cosine down to zero."""
-    warm_up = min(500, steps // 10)
-    return keras.optimizers.schedules.CosineDecay(0.0, steps - warm_up, warmup_target=rate, warmup_steps=warm_up)
-
-
-def compile_for(model: keras.Model, rates: keras.optimizers.schedules.LearningRateSchedule) -> None:
-    """SGD with Nesterov's momentum, weight decay, and an average of the weights."""
-    # Keras takes the decay beside the gradient, not through the momentum: 5e-3 is what others write as 5e-4.
-    optimizer = keras.optimizers.SGD(rates, 0.9, nesterov=True, weight_decay=5e-3, use_ema=True, ema_momentum=0.998)
-    model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
-
-
 def settle(model: keras.Model, images: Image) -> None:
     """Take the means and variances of batch normalisation anew.
 
@@ -232,7 +240,7 @@ def settle(model: keras.Model, images: Image) -> None:
         model(as_input(images[start : start + 128]), training=True)
 
 
-def answer_as_labelled(model: keras.Model, labels: NDArray[np.uint8], targets: Floats) -> None:
+def answer_as_labelled(model: keras.Model, labels: NDArray[np.intp], targets: Floats) -> None:
     """Shift the answers from how often the targets name each emotion to how often the original labels do.
 
     FER+'s voters said "neutral" far more often, and "fear" and "angry" less (Bayes' rule; 1.6 points on PublicTest).
@@ -247,16 +255,22 @@ def answer_as_labelled(model: keras.Model, labels: NDArray[np.uint8], targets: F
 
 
 class Keep(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
-    """After every epoch: one line with the time left, the checkpoint, the history."""
+    """A bar with the time left; after every epoch a line, the checkpoint and the history."""
 
-    def __init__(self, checkpoint: Path, history: Path, done: list[dict[str, float]], epochs: int) -> None:
+    def __init__(self, checkpoint: Path, history: Path, done: list[dict[str, float]], epochs: int, steps: int) -> None:
         super().__init__()
         self._checkpoint, self._history, self._done, self._epochs = checkpoint, history, done, epochs
         self._started = time.monotonic()
+        # None: no bar where nobody sees it.
+        self._bar = tqdm(total=epochs * steps, initial=len(done) * steps, unit="batch", disable=None)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Take the time."""
         self._started = time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        """Move the bar."""
+        self._bar.update()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Write and tell."""
@@ -270,7 +284,12 @@ class Keep(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no type
         self._history.write_text(json.dumps(self._done, indent=1) + "\n")
         text = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
         left = seconds * (self._epochs - epoch - 1) / 60
-        print(f"epoch {epoch + 1}/{self._epochs}  {text}  {seconds:.0f} s, {left:.0f} min left", flush=True)
+        tqdm.write(f"epoch {epoch + 1}/{self._epochs}  {text}  {seconds:.0f} s, {left:.0f} min left")
+        sys.stdout.flush()
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        """Leave the bar where it ended."""
+        self._bar.close()
 
 
 def save_settings(arguments: argparse.Namespace, model: keras.Model, trained_on: int, validated_on: int) -> None:
@@ -300,8 +319,18 @@ def commit() -> str:
     return result.stdout.strip()
 
 
-def card(arguments: argparse.Namespace, fer: Fer2013, trained_on: int) -> ModelCard:
+def card(arguments: argparse.Namespace, network: Network, faces: Faces, trained_on: int) -> ModelCard:
     """The model's card, before the quantiser and the evaluator add to it."""
+    asked = "".join(
+        f" --{name} {value}"
+        for name, value, default in (
+            ("data", arguments.data, DATA),
+            ("classes", arguments.classes, None),
+            ("arch", arguments.arch, "edgefer"),
+        )
+        if str(value) != str(default)
+    )
+    of_fer2013 = faces.is_fer2013
     return ModelCard(
         schema="edgefer.model/1",
         name="emotion-48",
@@ -310,24 +339,28 @@ def card(arguments: argparse.Namespace, fer: Fer2013, trained_on: int) -> ModelC
         decoder="softmax",
         input=INPUT,
         crop=Crop("box"),
-        labels=fer.LABELS,
+        labels=faces.names,
         training={
-            "command": f"KERAS_BACKEND={keras.backend.backend()} python tools/train_emotion.py "
-            f"--epochs {arguments.epochs} --batch {arguments.batch} --rate {arguments.rate} --seed {arguments.seed}",
-            "data": f"FER2013: {trained_on} training images (those byte-identical to a test image left out), "
-            "their labels mixed half and half with FER+ votes",
+            "command": f"KERAS_BACKEND={keras.backend.backend()} python tools/train_emotion.py{asked} "
+            f"--epochs {arguments.epochs} --batch {arguments.batch} --rate {arguments.rate or network.rate} "
+            f"--seed {arguments.seed}",
+            "data": f"{'FER2013' if of_fer2013 else Path(arguments.data).name}: {trained_on} training images (those "
+            "byte-identical to a test image left out)"
+            + (", their labels mixed half and half with FER+ votes" if network.votes and faces.votes.any() else ""),
             "seed": arguments.seed,
             "commit": commit(),
         },
-        licence="LicenseRef-edgefer-models-research-only",
-        intended_use="Telling the seven expressions of FER2013 on upright faces of about 48 pixels and more, as a "
+        licence="LicenseRef-edgefer-models-research-only" if of_fer2013 else "",
+        intended_use=f"Telling {len(faces.names)} expressions on upright faces of about 48 pixels and more, as a "
         "signal to be smoothed over several frames. Not for judging a person, nor for decisions about people.",
         limits="An expression is not a feeling: people themselves agree with FER2013's labels about 65 % of the time. "
         "Fear, sadness and anger are often taken for each other; profiles, masks and strong shadows are read badly. "
         "Under min_confidence, chosen on PublicTest, an answer is more likely wrong than right: it counts as "
-        "uncertain.",
+        "uncertain."
+        if of_fer2013
+        else "An expression is not a feeling. Profiles, masks and strong shadows are read badly.",
     )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Pictures to calibrate a model with and to check it on, as the daemon would hand them to it.
+
+A folder of pictures, a tree of labelled faces, `fer2013.csv` or FER2013's sheets (see emotion_faces.py), or an `.npy`
+or `.npz` of uint8 pictures, n x height x width (x channels), in the model's colour. Face models take crops of faces,
+detectors whole scenes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from data import Pack
+from emotion_faces import TEST, TRAIN, VALIDATION, at_size, labelled_files, load_faces
+from numpy.typing import NDArray
+
+from edgefer.errors import InputError
+from edgefer.messages import Image
+from edgefer.pictures import SUFFIXES, read_picture
+from edgefer.vision.card import ModelInput, Task
+from edgefer.vision.preprocess import letterbox
+
+MIN_PICTURES = 64
+CALIBRATE = 256
+"""Activation ranges don't change with more."""
+HELD_OUT = 1000
+"""One in a hundred answers is seen to differ."""
+
+Labels = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Pictures of a model's size, BGR or gray; `labels`, where there are any, are indices into `names`.
+
+    Without names, the labels count the model's own.
+    """
+
+    images: list[Image]
+    labels: Labels | None
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where pictures come from: one at a time, by number."""
+
+    picture: Callable[[int], Image]
+    usage: NDArray[np.uint8]
+    labels: Labels | None = None
+    names: tuple[str, ...] = ()
+
+
+def read_pictures(path: Path, model_input: ModelInput, task: Task) -> tuple[Pictures, Pictures]:
+    """Pictures to calibrate with, and others to check on; InputError where there are too few.
+
+    A source's own splits are kept apart; where it has none, every fourth picture is held out. The choice is random, but
+    the same each time.
+    """
+    source = _open(path, model_input)
+    if len(source.usage) < MIN_PICTURES:
+        raise InputError(
+            f"{path}: {len(source.usage)} pictures; calibrating and checking need at least {MIN_PICTURES} pictures"
+        )
+    order = np.random.default_rng(0).permutation(len(source.usage))
+    usage = source.usage[order]
+    # Validation before test: what is chosen here isn't chosen on what is reported.
+    other = next((split for split in (VALIDATION, TEST) if (usage == split).any()), None)
+    if other is None or not (usage == TRAIN).any():
+        held = max(len(order) // 4, len(order) - CALIBRATE)
+        calibrate, check = order[held:], order[:held]
+    else:
+        calibrate, check = order[usage == TRAIN], order[usage == other]
+
+    def taken(rows: NDArray[np.intp]) -> Pictures:
+        images = [_fitted(source.picture(int(row)), model_input, task) for row in rows]
+        return Pictures(images, None if source.labels is None else source.labels[rows], source.names)
+
+    return taken(calibrate[:CALIBRATE]), taken(check[:HELD_OUT])
+
+
+def _fitted(image: Image, model_input: ModelInput, task: Task) -> Image:
+    if task == "detector":
+        return letterbox(image, model_input.width, model_input.height)[0]
+    return at_size(image, model_input.width, model_input.height)
+
+
+def _open(path: Path, model_input: ModelInput) -> Source:
+    if not path.exists():
+        raise InputError(f"{path} isn't there; a folder of pictures, an .npz or .npy, or a fer2013.csv is wanted")
+    if path.suffix in {".npy", ".npz"}:
+        return _from_arrays(path, model_input)
+    if path.is_dir() and not any((path / name).is_file() for name in ("meta.npz", "fer2013.csv")):
+        return _from_folder(path)
+    faces = load_faces(path)
+    return Source(lambda row: faces.images[row], faces.usage, faces.labels, faces.names)
+
+
+def _from_folder(folder: Path) -> Source:
+    labelled = list(labelled_files(folder))
+    names = tuple(sorted({label for _, label, _ in labelled}))
+    if len(names) > 1:
+        usage = np.array([split for split, _, _ in labelled], np.uint8)
+        labels = np.array([names.index(label) for _, label, _ in labelled], np.intp)
+        return Source(lambda row: read_picture(labelled[row][2]), usage, labels, names)
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    return Source(lambda row: read_picture(files[row]), np.full(len(files), TRAIN, np.uint8))
+
+
+def _from_arrays(path: Path, model_input: ModelInput) -> Source:
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file)
+            arrays: dict[str, NDArray[Any]] = (
+                {name: loaded[name] for name in loaded.files} if path.suffix == ".npz" else {"images": loaded}
+            )
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: not an array of numpy: {error}") from error
+    if {"blob", "off"} <= arrays.keys():
+        pack = Pack(arrays)
+        return Source(pack.picture, np.full(len(pack), TRAIN, np.uint8))
+    pictures = next((array for array in arrays.values() if array.ndim in {3, 4}), None)
+    if pictures is None or pictures.dtype != np.uint8 or (pictures.ndim == 4 and pictures.shape[3] not in {1, 3}):
+        held = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in arrays.items())
+        raise InputError(
+            f"{path}: uint8 pictures are wanted, n x height x width (x 1 or 3 channels), values 0 to 255 as a camera "
+            f"gives them (--range says what becomes of them); it holds {held}"
+        )
+    flip = model_input.colour == "rgb" and pictures.ndim == 4  # the daemon's pictures are BGR
+    labels = next((array for name, array in arrays.items() if name in {"labels", "y"}), None)
+    return Source(
+        lambda row: np.ascontiguousarray(pictures[row][..., ::-1] if flip else pictures[row]),
+        np.full(len(pictures), TRAIN, np.uint8),
+        None if labels is None else labels.reshape(-1).astype(np.intp),
+    )

@@ -1,0 +1,181 @@
+"""Labelled faces from what people have: a folder a class, `fer2013.csv`, or FER2013's sheets.
+
+faces/train/happy/*.jpg, faces/test/happy/*.jpg     as FER2013 is handed out on Kaggle; val/ or validation/ too
+faces/happy/*.jpg                                   one folder a class, without splits
+fer2013.csv, fer2013new.csv                         the challenge's file, and FER+'s votes beside it
+meta.npz, train_*.webp, ...                         the sheets of ../shared/data/fer2013
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from data import Fer2013, load_fer2013
+from numpy.typing import NDArray
+
+from edgefer.errors import InputError
+from edgefer.messages import Image
+from edgefer.pictures import SUFFIXES, read_picture
+from edgefer.vision.preprocess import to_colour, warp
+
+TRAIN, VALIDATION, TEST = range(3)
+SPLITS = {"train": TRAIN, "training": TRAIN, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION,
+          "publictest": VALIDATION, "test": TEST, "privatetest": TEST}  # fmt: skip
+"""What folders and the csv's third column call the splits."""
+SAME = {"anger": "angry", "disgusted": "disgust", "fearful": "fear", "afraid": "fear", "scared": "fear",
+        "happiness": "happy", "sadness": "sad", "surprised": "surprise"}  # fmt: skip
+"""Other words for FER2013's labels."""
+VOTES = 10
+"""Columns of FER+: neutral, happiness, surprise, sadness, anger, disgust, fear, contempt, unknown, not a face."""
+VOTE_OF = {"neutral": 0, "happy": 1, "surprise": 2, "sad": 3, "angry": 4, "disgust": 5, "fear": 6, "contempt": 7}
+"""Which column votes for a label."""
+
+
+@dataclass(frozen=True, slots=True)
+class Faces:
+    """Gray faces and what they show.
+
+    images n x 48 x 48, labels (indices into names), usage (TRAIN, VALIDATION or TEST), votes n x 10 (FER+; zeros where
+    there are none), votes_match (whether the votes are this image's), dup_group (equal for byte-identical images).
+    """
+
+    names: tuple[str, ...]
+    images: NDArray[np.uint8]
+    labels: NDArray[np.intp]
+    usage: NDArray[np.uint8]
+    votes: NDArray[np.uint8]
+    votes_match: NDArray[np.bool_]
+    dup_group: NDArray[np.int32]
+    is_fer2013: bool
+
+    def rows(self, usage: int) -> NDArray[np.intp]:
+        """Where one split's images are."""
+        return np.flatnonzero(self.usage == usage)
+
+
+def find_faces(path: Path, classes: Sequence[str] = ()) -> Faces:
+    """The faces of `load_faces`; the folder of the research data stands for the FER2013 in it."""
+    return load_faces(path / "fer2013" if (path / "fer2013").is_dir() else path, classes)
+
+
+def load_faces(path: Path, classes: Sequence[str] = (), size: int = 48) -> Faces:
+    """The faces of a folder tree, a `fer2013.csv` (or its folder) or FER2013's sheets; InputError says what is wrong.
+
+    `classes` chooses labels and their order: images of others are left out. Without it they are FER2013's seven, or a
+    tree's folders by name.
+    """
+    if (path / "meta.npz").is_file():
+        faces = _from_sheets(load_fer2013(path))
+    elif (table := _csv_of(path)) is not None:
+        faces = _from_csv(table)
+    else:
+        faces = _from_tree(path, size)
+    return _only(faces, tuple(map(label_name, classes)), path) if classes else faces
+
+
+def label_name(word: str) -> str:
+    """A label as FER2013 says it: "Anger" is "angry"."""
+    word = word.strip().lower()
+    return SAME.get(word, word)
+
+
+def at_size(image: Image, width: int, height: int) -> Image:
+    """A face's picture at a model's size, sampled as the daemon samples crops."""
+    if image.shape[1::-1] == (width, height):
+        return image
+    return warp(image, np.diag((width / image.shape[1], height / image.shape[0], 1.0))[:2], width, height)
+
+
+def labelled_files(folder: Path) -> Iterator[tuple[int, str, Path]]:
+    """Split, label and path of each picture in a tree of `[split/]class/` folders, in order."""
+    for first in sorted(path for path in folder.iterdir() if path.is_dir()):
+        split = SPLITS.get(first.name.lower())
+        for label in [first] if split is None else sorted(path for path in first.iterdir() if path.is_dir()):
+            for file in sorted(label.rglob("*")):
+                if file.suffix.lower() in SUFFIXES:
+                    yield TRAIN if split is None else split, label_name(label.name), file
+
+
+def _from_sheets(fer: Fer2013) -> Faces:
+    labels = fer.labels.astype(np.intp)
+    return Faces(fer.LABELS, fer.images, labels, fer.usage, fer.votes, fer.votes_match, fer.dup_group, True)
+
+
+def _csv_of(path: Path) -> Path | None:
+    if path.is_dir():
+        path = path / "fer2013.csv"
+    return path if path.suffix == ".csv" and path.is_file() else None
+
+
+def _from_csv(path: Path) -> Faces:
+    images, labels, usage = [], [], []
+    for number, row in enumerate(_rows(path, ("emotion", "pixels", "Usage")), 2):
+        try:
+            images.append(np.frombuffer(bytes(map(int, row["pixels"].split())), np.uint8).reshape(48, 48))
+            labels.append(int(row["emotion"]))
+            usage.append(SPLITS[row["Usage"].strip().lower()])
+        except (ValueError, KeyError) as error:
+            raise InputError(f"{path}, line {number}: not a row of fer2013.csv: {error}") from error
+    if not images or not 0 <= min(labels) <= max(labels) < len(Fer2013.LABELS):
+        raise InputError(f"{path}: no rows, or an emotion that isn't 0 to {len(Fer2013.LABELS) - 1}")
+    votes, match = _votes_beside(path, len(images))
+    stacked = np.stack(images)
+    kinds = np.array(labels, np.intp), np.array(usage, np.uint8)
+    return Faces(Fer2013.LABELS, stacked, *kinds, votes, match, _groups(stacked), True)
+
+
+def _votes_beside(path: Path, count: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """FER+'s votes from the `fer2013new.csv` beside a `fer2013.csv`, row by row."""
+    votes = np.zeros((count, VOTES), np.uint8)
+    beside = path.with_name("fer2013new.csv")
+    if beside.is_file():
+        rows = [list(row.values())[-VOTES:] for row in _rows(beside, ("neutral", "NF"))]
+        if len(rows) != count:
+            raise InputError(f"{beside}: {len(rows)} rows of votes, and {path.name} has {count} images")
+        votes[:] = np.array(rows, np.uint8)
+    return votes, np.asarray(votes.any(1), bool)
+
+
+def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
+    with path.open(newline="") as lines:
+        reader = csv.DictReader(lines)
+        if missing := set(columns) - set(reader.fieldnames or ()):
+            raise InputError(f"{path}: the column {min(missing)!r} is missing")
+        yield from reader
+
+
+def _from_tree(path: Path, size: int) -> Faces:
+    if not path.exists():
+        raise InputError(f"{path} isn't there; a folder tree, a fer2013.csv or FER2013's sheets are wanted")
+    files = list(labelled_files(path)) if path.is_dir() else []
+    names = tuple(sorted({label for _, label, _ in files}))
+    if len(names) < 2:
+        raise InputError(f"{path}: a folder for each class is wanted, with pictures in it (train/happy/1.jpg, ...)")
+    usage = np.array([split for split, _, _ in files], np.uint8)
+    images = np.stack([at_size(to_colour(read_picture(file), "gray")[..., 0], size, size) for _, _, file in files])
+    labels = np.array([names.index(label) for _, label, _ in files], np.intp)
+    none = np.zeros((len(files), VOTES), np.uint8)
+    return Faces(names, images, labels, usage, none, np.zeros(len(files), bool), _groups(images), False)
+
+
+def _groups(images: NDArray[np.uint8]) -> NDArray[np.int32]:
+    digests = [hashlib.sha256(image.tobytes()).digest() for image in images]
+    return np.unique(np.array(digests), return_inverse=True)[1].astype(np.int32)
+
+
+def _only(faces: Faces, classes: tuple[str, ...], path: Path) -> Faces:
+    """The images of some labels, numbered in their order."""
+    if missing := [name for name in classes if name not in faces.names]:
+        raise InputError(f"{path}: no class {missing[0]!r}; it has {', '.join(faces.names)}")
+    numbers = np.array([classes.index(name) if name in classes else -1 for name in faces.names])
+    labels = numbers[faces.labels]
+    kept: dict[str, Any] = {
+        field: getattr(faces, field)[labels >= 0] for field in ("images", "usage", "votes", "votes_match", "dup_group")
+    }
+    return replace(faces, names=classes, labels=labels[labels >= 0], **kept)

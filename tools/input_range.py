@@ -1,0 +1,75 @@
+"""Does a model get its pictures in the range that it was trained on? A wrong range is the commonest mistake.
+
+The ranges in use are tried on real pictures. Where those are labelled, the accuracy tells. Else the model's first batch
+normalisation does: it remembers the mean and variance of what reached it in training, and only the right range gives
+them again. Confidence says nothing: pixels of 0..255 make a model of 0..1 very sure of itself, and wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+from agreement import accuracy, run_original
+from calibration_pictures import Labels
+from keras_models import KerasModel
+
+from edgefer.messages import Image
+from edgefer.vision.card import ModelInput
+from edgefer.vision.preprocess import normalise, to_colour
+
+Range = tuple[float, float]
+USUAL: tuple[Range, ...] = ((0.0, 1.0), (-1.0, 1.0), (-0.5, 0.5), (0.0, 255.0))
+PICTURES = 256
+BETTER = 0.05
+"""Another range is told of when this much more is right: twice what chance does with 256 pictures."""
+STRANGE = 0.5
+"""How far off the normalisation's statistics may be: trained models on their own kind of pictures stay under 0.3."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a range gives: accuracy where there are labels, and how strange the first normalisation finds it."""
+
+    range: Range
+    accuracy: float | None
+    strangeness: float | None
+
+
+def try_ranges(model: KerasModel, model_input: ModelInput, images: list[Image], labels: Labels | None) -> list[Trial]:
+    """A trial of the range in use, first, and of the usual ones; `labels` count the model's classes."""
+    images = images[:PICTURES]
+    labels = None if labels is None else labels[:PICTURES]
+    trials = []
+    for values in dict.fromkeys((model_input.range, *USUAL)):
+        trial = dataclasses.replace(model_input, range=values)
+        right = None if labels is None else accuracy(run_original(model, images, trial)[0], labels)
+        trials.append(Trial(values, right, _strangeness(model, images, trial)))
+    return trials
+
+
+def better_range(trials: list[Trial]) -> Range | None:
+    """A usual range that is clearly better than the one in use, if there is one."""
+    used = trials[0]
+    if used.accuracy is not None:
+        best = max(trials, key=lambda trial: trial.accuracy or 0)
+        return best.range if (best.accuracy or 0) >= used.accuracy + BETTER else None
+    if used.strangeness is not None:
+        best = min(trials, key=lambda trial: trial.strangeness or 0)
+        return best.range if used.strangeness > max(STRANGE, 2 * (best.strangeness or 0)) else None
+    return None
+
+
+def _strangeness(model: KerasModel, images: list[Image], model_input: ModelInput) -> float | None:
+    """How far mean and spread lie from training's, in its spreads: the median over channels."""
+    norm = model.norm_input()
+    if norm is None:
+        return None
+    reach, mean, variance = norm
+    values = reach(np.stack([normalise(to_colour(image, model_input.colour), model_input) for image in images]))
+    values = values.reshape(-1, values.shape[-1])
+    spread = np.sqrt(np.maximum(variance, 1e-12))
+    shifts = np.abs(values.mean(0) - mean) / spread
+    scales = np.abs(np.log(np.maximum(values.std(0), 1e-12) / spread))
+    return float(np.median(shifts + scales))

@@ -1,0 +1,30 @@
+"""A .tflite with its card beside it, written; and a .tflite that isn't a file yet, loaded as the daemon loads it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgefer.vision.card import ModelCard
+from edgefer.vision.model import Model
+
+
+def write_model(path: Path, content: bytes, card: ModelCard) -> None:
+    """Write a .tflite and, beside it, its card with the file's digest."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    card = dataclasses.replace(card, sha256=hashlib.sha256(content).hexdigest())
+    path.with_suffix(".json").write_text(card.to_json())
+
+
+@contextmanager
+def loaded(content: bytes, card: ModelCard) -> Iterator[Model]:
+    """The model of a .tflite's bytes, by the daemon's own loader; ModelError says what doesn't match the card."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{card.name}.tflite"
+        write_model(path, content, card)
+        yield Model(path, card.task)

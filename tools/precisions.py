@@ -1,0 +1,212 @@
+"""A float .tflite at other precisions: int8, float16 weights, or dynamic range (int8 weights, float activations)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+from ai_edge_quantizer import algorithm_manager, calibrator, qtyping, quantizer, recipe, recipe_manager
+from ai_edge_quantizer.utils import tfl_flatbuffer_utils
+from ai_edge_quantizer.utils.qsv_utils import min_max_update
+from keras_models import ConversionError, Floats, quiet
+
+Precision = Literal["int8", "float16", "dynamic", "float32"]
+Io = Literal["int8", "uint8", "float32"]
+Ranges = dict[str, Any]
+"""The quantizer's smallest and largest value of each tensor."""
+ALL = qtyping.TFLOperationName.ALL_SUPPORTED
+ACTIVATIONS = frozenset({"ELU", "LEAKY_RELU", "PRELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1"})
+"""Operators that ai-edge-quantizer has no int8 for, and that cost little in float: one step a value, no weights."""
+PASSING = frozenset({"RESHAPE", "MAX_POOL_2D", "PAD", "TRANSPOSE", "STRIDED_SLICE", "QUANTIZE", "DEQUANTIZE"})
+"""Operators that hand values on as they are: in float they would mend nothing."""
+
+CLIP_SAMPLES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One operator of a float .tflite. Its scope is the names of what it writes: how the quantizer calls it."""
+
+    operator: str
+    scope: str
+    has_int8: bool
+
+    @property
+    def name(self) -> str:
+        """The end of its first name, which is what its author called it."""
+        return "/".join(self.scope.split(";")[0].split("/")[-2:])
+
+
+def layers_of(floats: bytes) -> list[Layer]:
+    """The operators that compute with floats, in order."""
+    model = tfl_flatbuffer_utils.read_model(floats)
+    names = {code: name for name, code in vars(qtyping.BuiltinOperator).items() if isinstance(code, int)}
+    plan = recipe_manager.RecipeManager()
+    plan.load_quantization_recipe(recipe.static_wi8_ai8())
+    layers = []
+    graph = model.subgraphs[0]
+    for operator in graph.operators:
+        if graph.tensors[operator.outputs[0]].type != qtyping.TensorType.FLOAT32:
+            continue
+        code = model.operatorCodes[operator.opcodeIndex].builtinCode
+        scope = tfl_flatbuffer_utils.get_op_scope(operator, graph.tensors)
+        known = tfl_flatbuffer_utils.TFL_OP_CODE_TO_NAME.get(code)
+        planned = known and plan.get_quantization_configs(known, scope)[0]
+        has_int8 = planned not in {None, algorithm_manager.AlgorithmName.NO_QUANTIZE}
+        layers.append(Layer(names[code], scope, has_int8))
+    return layers
+
+
+class Int8:
+    """Writes a float .tflite as int8, per channel: its input takes the range given, its activations what samples reach.
+
+    `samples` are what the model takes, each height x width x channels. Rare extremes are clipped where that costs less
+    than the coarser steps that they ask for, and the whole model gains by it.
+    """
+
+    def __init__(self, floats: bytes, samples: list[Floats], input_range: tuple[float, float]) -> None:
+        self._floats = floats
+        key, name, tensor = _input_names(floats)
+        plan = recipe_manager.RecipeManager()
+        plan.load_quantization_recipe(recipe.static_wi8_ai8())
+        with quiet():
+            # Its default averages each picture's extremes: on the emotion model that clipped what is rare, and lost
+            # 25 dB.
+            calibration = calibrator.Calibrator(floats, num_threads=1, qsv_update_func=min_max_update)
+            calibration.calibrate({key: [{name: sample[None]} for sample in samples]}, plan)
+        self._ranges = calibration.get_model_qsvs()
+        for end, value in (("min", min(input_range)), ("max", max(input_range))):
+            self._ranges[tensor][end] = np.full_like(self._ranges[tensor][end], value)
+        some = samples[:CLIP_SAMPLES]
+        whole, clipped = self._ranges, clip(floats, self._ranges, some, {tensor})
+        expected = run(floats, some)
+        noises = []
+        for ranges in (whole, clipped):
+            self._ranges = ranges
+            given = run(self.write("float32"), some)
+            noises.append(
+                max(float(((a - b) ** 2).mean() / (a**2).mean()) for a, b in zip(expected, given, strict=True))
+            )
+        self._ranges = clipped if noises[1] < noises[0] else whole
+
+    def write(self, io: Io, floating: tuple[Layer, ...] = ()) -> bytes:
+        """The int8 .tflite, with some layers left in float."""
+        work = quantizer.Quantizer(self._floats, recipe.static_wi8_ai8())
+        for layer in floating:
+            work.update_quantization_recipe(_only(layer), ALL, algorithm_key="no_quantize")
+        if io == "int8":
+            return self._quantised(work)
+        for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
+            work.update_quantization_recipe(".*", end, algorithm_key="no_quantize")
+        content = self._quantised(work)
+        return content if io == "float32" else _with_uint8(content)
+
+    def write_alone(self, layer: Layer) -> bytes:
+        """The model with this layer in int8 and all else in float: what it loses shows."""
+        work = quantizer.Quantizer(self._floats)
+        work.add_static_config(_only(layer), ALL, activation_num_bits=8, weight_num_bits=8)
+        return self._quantised(work)
+
+    def _quantised(self, work: Any) -> bytes:
+        try:
+            with quiet():
+                return bytes(work.quantize(self._ranges).quantized_model)
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise ConversionError(
+                f"the model can't be written as int8: {error}; --precision float16 or dynamic may do"
+            ) from error
+
+
+def clip(floats: bytes, ranges: Ranges, samples: list[Floats], fixed: set[str]) -> Ranges:
+    """The ranges of activations, narrowed to where clipping and rounding together cost least; `fixed` ones stay.
+
+    The cost is the mean cubed error: between the squared one, which clips what decides an answer, and the largest.
+    """
+    interpreter = _interpreter(floats, every_tensor=True)
+    details = {tensor["name"]: tensor["index"] for tensor in interpreter.get_tensor_details()}
+    names = [name for name in ranges.keys() & details.keys() - fixed if np.size(ranges[name].get("min")) == 1]
+    seen: dict[str, list[Floats]] = {name: [] for name in names if ranges[name]["min"] is not None}
+    rng = np.random.default_rng(0)
+    for sample in samples:
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], sample[None])
+        interpreter.invoke()
+        for name in list(seen):
+            try:
+                values = interpreter.get_tensor(details[name]).ravel()
+            except ValueError:  # what a delegate keeps to itself
+                del seen[name]
+                continue
+            seen[name].append(rng.choice(values, min(2000, values.size), replace=False))
+    narrowed = dict(ranges)
+    for name, parts in seen.items():
+        values = np.concatenate(parts)
+        low, high = (float(np.asarray(ranges[name][end]).item()) for end in ("min", "max"))
+        ends = [(share * min(low, 0.0), share * max(high, 0.0)) for share in np.linspace(0.3, 1, 29)]
+        best = min(ends, key=lambda pair: _cubed_error(values, *pair))
+        narrowed[name] = ranges[name] | {
+            end: np.full_like(ranges[name][end], value) for end, value in zip(("min", "max"), best, strict=True)
+        }
+    return narrowed
+
+
+def _cubed_error(values: Floats, low: float, high: float) -> float:
+    step = max((high - low) / 255, 1e-12)
+    return float((np.abs(np.clip(np.round((values - low) / step), 0, 255) * step + low - values) ** 3).mean())
+
+
+def run(content: bytes, samples: list[Floats]) -> list[Floats]:
+    """The outputs of a .tflite that takes and gives floats, each n x ..."""
+    interpreter = _interpreter(content)
+    (image,), outputs = interpreter.get_input_details(), interpreter.get_output_details()
+    results = []
+    for sample in samples:
+        interpreter.set_tensor(image["index"], sample[None])
+        interpreter.invoke()
+        results.append([interpreter.get_tensor(output["index"])[0] for output in outputs])
+    return [np.stack(values) for values in zip(*results, strict=True)]
+
+
+def _interpreter(content: bytes, *, every_tensor: bool = False) -> Any:
+    with quiet():
+        interpreter = Interpreter(model_content=content, num_threads=1, experimental_preserve_all_tensors=every_tensor)
+        interpreter.allocate_tensors()
+    return interpreter
+
+
+def float16(floats: bytes) -> bytes:
+    """Weights of 16 bits, computed with in float32: half the size."""
+    work = quantizer.Quantizer(floats)
+    for operator in ("CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D_TRANSPOSE", "FULLY_CONNECTED"):
+        name = qtyping.TFLOperationName(operator)
+        work.add_weight_only_config(".*", name, num_bits=16, algorithm_key="float_casting")
+    with quiet():
+        return bytes(work.quantize().quantized_model)
+
+
+def dynamic(floats: bytes) -> bytes:
+    """Weights of 8 bits, a scale a channel; activations in float between the layers: a quarter of the size."""
+    with quiet():
+        return bytes(quantizer.Quantizer(floats, recipe.dynamic_wi8_afp32()).quantize().quantized_model)
+
+
+def _only(layer: Layer) -> str:
+    return f"^{re.escape(layer.scope)}$"
+
+
+def _input_names(floats: bytes) -> tuple[str, str, str]:
+    """The signature, and what its input is called there and in the graph."""
+    interpreter = _interpreter(floats)
+    ((key, signature),) = interpreter.get_signature_list().items()
+    return key, signature["inputs"][0], interpreter.get_input_details()[0]["name"]
+
+
+def _with_uint8(content: bytes) -> bytes:
+    """An int8 model that takes and gives floats, made to take and give uint8."""
+    import tensorflow  # noqa: PLC0415  # takes seconds
+    from tensorflow.lite.python.util import modify_model_io_type  # noqa: PLC0415  # the same
+
+    with quiet():
+        return bytes(modify_model_io_type(content, tensorflow.uint8, tensorflow.uint8))
