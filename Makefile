@@ -35,7 +35,7 @@ format: .venv/dev ## format the code
 soak: .venv/dev mosquitto ## an hour (SOAK_S) of faults: are memory and file handles flat?
 	PYTHONPATH=tests .venv/bin/python tests/faults/soak.py $(SOAK_S)
 
-audit: .venv-audit/done ## known vulnerabilities of what a wheel installs; asks PyPI's service, and fails where it can't
+audit: .venv-audit/done ## known vulnerabilities of what a wheel installs; asks a public service, and fails where it can't
 	.venv-audit/bin/pip-audit --requirement .venv-audit/installed.txt --no-deps --disable-pip --strict
 
 sbom: .venv-audit/done ## what a wheel installs, as a CycloneDX bill of materials in dist/

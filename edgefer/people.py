@@ -46,10 +46,10 @@ def remove(settings: Settings, options: argparse.Namespace) -> int:
     name = check_name(options.name)
     with _gallery(settings) as gallery:
         removed = gallery.remove(name)
-    if not removed:
+    waiting = forget(settings, name)  # also of a name that somebody had before
+    if not removed and not waiting:
         raise UsageError(f"nobody named {name!r} is enrolled; `edgefer people list` shows who is")
     _clear_presence(settings, name)
-    waiting = forget(settings, name)
     print(f"{name}: {removed} face(s)" + (f" and {waiting} waiting event(s)" if waiting else "") + " removed")
     return 0
 
