@@ -8,6 +8,8 @@ The file holds one word, which is read before each picture; without the file all
 - `hang`: no answer, for ever, as from a wedged driver
 - `crash`: the driver ends the process
 - `vanish`: unplugged
+
+It shows the test picture of synthetic://; with `?show=sample`, the two people of sample://.
 """
 
 from __future__ import annotations
@@ -15,32 +17,38 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from edgefer.cameras import CameraUri, Picture, Wanted, synthetic
-from edgefer.errors import CameraError
+from edgefer.cameras import CameraUri, Picture, Wanted, sample, synthetic
+from edgefer.errors import CameraError, UsageError
+from edgefer.messages import Image
 
 SCHEMES = WORKER_SCHEMES = ("faulty",)
 
 
 def open_source(uri: CameraUri, wanted: Wanted) -> FaultyCamera:
     """A camera that does as the file says."""
-    uri.check_options()
-    return FaultyCamera(Path(uri.location), wanted)
+    uri.check_options("show")
+    shown = uri.options.get("show", "synthetic")
+    if shown not in ("synthetic", "sample"):
+        raise UsageError(f"{uri.public}: show={shown} should be synthetic or sample")
+    draw = (_test_picture if shown == "synthetic" else _sample)(wanted)
+    return FaultyCamera(Path(uri.location), wanted, draw)
 
 
 class FaultyCamera:
-    """Gives the moving test picture at the asked pace, until it is told otherwise."""
+    """Gives moving pictures at the asked pace, until it is told otherwise."""
 
     live = True
 
-    def __init__(self, control: Path, wanted: Wanted) -> None:
+    def __init__(self, control: Path, wanted: Wanted, draw: Callable[[int], Image]) -> None:
         self.description = f"faulty camera, {wanted.width}x{wanted.height} at {wanted.fps:g} fps"
         self._control = control
         self._wanted = wanted
-        self._background = synthetic.background(wanted.width, wanted.height)
+        self._draw = draw
         self._noise = np.random.default_rng(0)
         self._index = 0
         self._obey()
@@ -50,9 +58,9 @@ class FaultyCamera:
         word = self._obey()
         time.sleep(0.5 if word == "slow" else 1 / self._wanted.fps)
         if word == "dark":
-            return Picture(self._noise.integers(0, 4, self._background.shape, np.uint8))
+            return Picture(self._noise.integers(0, 4, (self._wanted.height, self._wanted.width, 3), np.uint8))
         self._index += word != "freeze"
-        return Picture(synthetic.draw(self._background, self._index, self._index / self._wanted.fps))
+        return Picture(self._draw(self._index))
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -66,3 +74,12 @@ class FaultyCamera:
         if word == "crash":
             os.abort()
         return word
+
+
+def _test_picture(wanted: Wanted) -> Callable[[int], Image]:
+    background = synthetic.background(wanted.width, wanted.height)
+    return lambda index: synthetic.draw(background, index, index / wanted.fps)
+
+
+def _sample(wanted: Wanted) -> Callable[[int], Image]:
+    return lambda index: sample.draw(index / wanted.fps % sample.SECONDS)
