@@ -26,7 +26,7 @@ def set_up(environment: Mapping[str, str] = os.environ, journal: Path = JOURNAL)
     """Send what is logged to the journal or to standard error."""
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(SafeFormatter("%(levelname)s %(name)s: %(message)s"))
-    if is_journal(environment, sys.stderr.fileno() if sys.stderr else -1):
+    if is_journal(environment, 2):
         try:
             handler = JournalHandler(journal)
             handler.setFormatter(SafeFormatter())

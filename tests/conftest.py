@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
 import shutil
 import subprocess
@@ -20,13 +21,15 @@ from brokers import Amqtt, Authority, Broker, Cable, Mosquitto, Subscriber
 
 
 @pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """What this machine's owner has set for edgefer isn't what a test is about; their people and daemon aren't ours."""
     for name in os.environ:
         if name.startswith("EDGEFER_") or name in {"CREDENTIALS_DIRECTORY", "STATE_DIRECTORY", "RUNTIME_DIRECTORY"}:
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    yield
+    logging.getLogger("edgefer").setLevel(logging.NOTSET)  # a command that ran in this process has set it
 
 
 # Debian keeps servers where only root looks.

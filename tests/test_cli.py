@@ -93,7 +93,7 @@ def test_doctor_explains_every_problem_with_its_fix(edgefer):
 def test_doctor_offline_asks_of_the_installation_alone(edgefer):
     done = edgefer("doctor", "--offline", EDGEFER_CAMERA="/dev/video97", EDGEFER_MQTT__PORT="1")
     told = [line.split()[1] for line in done.stdout.splitlines()]
-    assert told == ["runtime", "models", "permissions", "clock", "temperature"]
+    assert told == ["runtime", "models", "permissions", "clock", "temperature", "memory", "disk"]
     assert done.returncode == 0
     assert edgefer("doctor", "--offline", EDGEFER_EMOTION__MODEL="smile").returncode == 66
 

@@ -19,12 +19,15 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgefer.cameras import CameraUri, Picture, Wanted, sample, synthetic
+from edgefer.cameras import CameraUri, Picture, Wanted, synthetic
 from edgefer.errors import CameraError, UsageError
-from edgefer.messages import Image
+
+if TYPE_CHECKING:
+    from edgefer.messages import Image
 
 SCHEMES = WORKER_SCHEMES = ("faulty",)
 
@@ -82,4 +85,6 @@ def _test_picture(wanted: Wanted) -> Callable[[int], Image]:
 
 
 def _sample(wanted: Wanted) -> Callable[[int], Image]:
+    from edgefer.cameras import sample  # noqa: PLC0415  # it imports more than a worker should
+
     return lambda index: sample.draw(index / wanted.fps % sample.SECONDS)
