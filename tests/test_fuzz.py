@@ -1,5 +1,6 @@
 """Whatever a file or a variable holds: a result, or one clear error; no crash, no hang, no line that isn't ours."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -20,7 +21,6 @@ from test_models import CARD, TINY
 from edgefer.cameras import CameraUri, parse_uri
 from edgefer.errors import CameraError, InputError, ModelError, SettingsError, UsageError
 from edgefer.escape import SafeFormatter, escape
-from edgefer.messages import EventCounts
 from edgefer.outbox import Outbox
 from edgefer.pictures import read_picture
 from edgefer.settings import Settings, load_settings, show, variables
@@ -230,13 +230,14 @@ def test_the_file_of_waiting_events(content):
         file = Path(name) / FILE
         file.write_bytes(content)
         outbox = Outbox(60, store=Store(Path(name)))
-        found = outbox.counts.waiting
-        assert 0 <= found <= 5
+        found = outbox.counts
+        # A damaged time can be an old one.
+        assert 0 <= found.waiting + found.expired <= 5
         outbox.put(face_event(9), time.monotonic())
-        assert outbox.counts == EventCounts(waiting=found + 1)
+        assert outbox.counts == dataclasses.replace(found, waiting=found.waiting + 1)
         assert outbox.close() == 0, outbox.problem
         again = Outbox(60, store=Store(Path(name)))
-        assert again.counts.waiting == found + 1
+        assert again.counts.waiting == found.waiting + 1
         again.close()
 
 
