@@ -145,7 +145,7 @@ class Latest:
         camera = open_camera(found, self._settings, self._stop)
         try:
             log.info("camera open: %s", camera.description, extra={"EDGEFER_CAMERA": uri.public})
-            self._lasting_name = v4l2.lasting_name(found)
+            self._lasting_name = v4l2.lasting_name(found) or self._lasting_name
             self._waiting_since_s = self._opened_s = time.monotonic()
             self._sight.opened(self._opened_s)
             while not self._stop.is_set():

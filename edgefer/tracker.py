@@ -25,7 +25,10 @@ else claims it. A person who walks by makes six times the size of her face a sec
 MAX_GROWTH = 1.6
 """Two boxes whose sides differ by a larger factor aren't one face."""
 SMOOTHING_S = 0.2
-"""A velocity is averaged over so long: boxes tremble, and one that is half hidden shrinks just before it is gone."""
+"""A velocity is averaged over so long: boxes tremble."""
+HIDDEN, SIZE_S = 0.85, 2.0
+"""A face whose box is smaller than this share of its size over so many seconds is partly hidden: the middle of what is
+left of it says nothing of where it is going."""
 MAX_SMOOTHING = 0.5
 """... and a new measurement counts this much at most, where frames are far apart."""
 
@@ -35,7 +38,8 @@ class _Candidate:
     """A face that is followed, confirmed or not yet."""
 
     track: Track
-    velocity: tuple[float, float]  # pixels a second
+    side: float  # of the whole face, pixels
+    velocity: tuple[float, float] = (0.0, 0.0)  # pixels a second
     hits: int = 1
     misses: int = 0  # in a row
 
@@ -56,17 +60,21 @@ class _Candidate:
         return replace(box, x=box.x + self.velocity[0] * elapsed_s, y=box.y + self.velocity[1] * elapsed_s)
 
     def reach(self, now_s: float) -> float:
-        """How far from there it may be, in sizes of the face."""
-        return MAX_STEP + MAX_STEP_PER_S * (now_s - self.track.last_seen_s)
+        """How far from there it may be, in sizes of what was last seen of the face."""
+        whole = max(1.0, self.side / max(self.track.detection.box.side, 1.0))
+        return whole * (MAX_STEP + MAX_STEP_PER_S * (now_s - self.track.last_seen_s))
 
     def found(self, detection: Detection, frame: Frame) -> None:
         """Move on to where the face is now."""
         elapsed_s = max(frame.stream_s - self.track.last_seen_s, 1e-3)
         (x, y), (old_x, old_y) = detection.box.centre, self.track.detection.box.centre
         measured = (x - old_x) / elapsed_s, (y - old_y) / elapsed_s
-        share = min(MAX_SMOOTHING, elapsed_s / SMOOTHING_S)
-        vx, vy = (share * new + (1 - share) * old for new, old in zip(measured, self.velocity, strict=True))
-        self.velocity = vx, vy
+        side = detection.box.side
+        if side >= HIDDEN * self.side:
+            share = min(MAX_SMOOTHING, elapsed_s / SMOOTHING_S)
+            vx, vy = (share * new + (1 - share) * old for new, old in zip(measured, self.velocity, strict=True))
+            self.velocity = vx, vy
+        self.side = max(side, self.side + min(MAX_SMOOTHING, elapsed_s / SIZE_S) * (side - self.side))
         self.hits += 1
         self.misses = 0
         self.track = replace(self.track, detection=detection, last_seen_s=frame.stream_s, last_seen=frame.time)
@@ -106,7 +114,7 @@ class Tracker:
         track_id = f"{self._boot_id}-{self._next}"
         self._next += 1
         track = Track(track_id, detection, frame.stream_s, frame.time, frame.stream_s, frame.time)
-        return _Candidate(track, (0.0, 0.0))
+        return _Candidate(track, detection.box.side)
 
 
 def match(expected: Sequence[tuple[Box, float]], found: Sequence[Box]) -> dict[int, int]:

@@ -68,6 +68,19 @@ def test_an_id_outlives_a_short_miss_and_keeps_its_last_box(film):
     assert list(film.show(face(104))) == ["b00t-1"]
 
 
+def test_a_face_that_is_covered_bit_by_bit_goes_on_behind(film):
+    for n in range(10):
+        film.show(face(100 + 10 * n))
+    for n, width in enumerate((50, 20), 10):  # its right side goes first, then it is wholly hidden
+        box = Box(60 + 10 * n, 60, width, 80)
+        assert film.show(Detection(box, 0.6, None)).keys() == {"b00t-1"}
+    for _ in range(12):
+        film.show()
+    left = 60 + 10 * 24
+    for n, width in enumerate((20, 50, 80)):  # its right side comes out first, where it would be by now
+        assert film.show(Detection(Box(left + 10 * n + 80 - width, 60, width, 80), 0.6, None)).keys() == {"b00t-1"}
+
+
 def test_a_face_that_stays_away_is_lost_and_gets_a_new_id(film):
     for _ in range(5):
         film.show(face(100))

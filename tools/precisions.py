@@ -18,7 +18,7 @@ Io = Literal["int8", "uint8", "float32"]
 Ranges = dict[str, Any]
 """The quantizer's smallest and largest value of each tensor."""
 ALL = qtyping.TFLOperationName.ALL_SUPPORTED
-ACTIVATIONS = frozenset({"ELU", "LEAKY_RELU", "PRELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1"})
+LIGHT = frozenset({"ELU", "LEAKY_RELU", "PRELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "TILE"})
 """Operators that ai-edge-quantizer has no int8 for, and that cost little in float: one step a value, no weights."""
 PASSING = frozenset({"RESHAPE", "MAX_POOL_2D", "PAD", "TRANSPOSE", "STRIDED_SLICE", "QUANTIZE", "DEQUANTIZE"})
 """Operators that hand values on as they are: in float they would mend nothing."""

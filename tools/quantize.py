@@ -38,7 +38,7 @@ from edgefer.vision.preprocess import normalise, to_colour
 
 with quiet():
     from input_range import Trial, better_range, try_ranges
-    from precisions import ACTIVATIONS, PASSING, Int8, Io, Layer, Precision, dynamic, float16, layers_of
+    from precisions import LIGHT, PASSING, Int8, Io, Layer, Precision, dynamic, float16, layers_of
 
 SEVEN = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 """FER2013's labels in its order: what a model of seven outputs gives, unless told otherwise."""
@@ -189,15 +189,15 @@ def to_int8(
     """The int8 .tflite, with a table of the layers that lose most; the worst ones stay in float where that is asked."""
     layers = layers_of(floats)
     without = [layer for layer in layers if not layer.has_int8]
-    stuck = [layer for layer in without if layer.operator not in ACTIVATIONS]
+    stuck = [layer for layer in without if layer.operator not in LIGHT]
     if len(stuck) > float_layers:
         names = ", ".join(f"{layer.operator} ({layer.name})" for layer in stuck[:3])
         raise ConversionError(
             f"no int8 for {names}{' and others' if len(stuck) > 3 else ''}: --float-layers {len(stuck)} leaves them "
             "in float; --precision float16 and dynamic do without int8"
         )
-    if activations := sorted({layer.operator for layer in without} & ACTIVATIONS):
-        print(f"no int8 for {', '.join(activations)}: computed in float, between int8 layers")
+    if light := sorted({layer.operator for layer in without} & LIGHT):
+        print(f"no int8 for {', '.join(light)}: computed in float, between int8 layers")
     samples = [normalise(to_colour(image, card.input.colour), card.input) for image in calibration]
     int8 = Int8(floats, samples, card.input.range)
     losses = layer_losses(int8, floats, card, layers, held_out[:LAYER_PICTURES])
