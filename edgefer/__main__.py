@@ -48,9 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(_: argparse.Namespace) -> int:
     """The daemon: camera to MQTT, until SIGTERM."""
-    from edgefer import service  # noqa: PLC0415  # here and below: `settings` and `--help` need no OpenCV
-
     settings = _settings()
+    from edgefer import service  # noqa: PLC0415  # here and below: bad settings and `--help` need no OpenCV
+
     with service.stopped_by_signals() as stop:
         try:
             service.run(settings, stop)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from edgefer import machine
 from edgefer.broker import check_broker
 from edgefer.cameras import EndOfStream, open_camera, parse_uri
-from edgefer.errors import EdgeferError, InputError
+from edgefer.errors import EdgeferError, InputError, SettingsError, UsageError
 from edgefer.gallery import open_gallery
 from edgefer.health import machine_problems
 from edgefer.messages import ProblemCode
@@ -58,8 +58,12 @@ def _models(settings: Settings) -> str:
 
 
 def _camera(settings: Settings) -> str:
-    uri = parse_uri(settings.camera)
-    with closing(open_camera(uri, settings.frame)) as camera:
+    try:
+        uri = parse_uri(settings.camera)
+        opened = open_camera(uri, settings.frame)
+    except UsageError as error:  # the URI is a setting here
+        raise SettingsError(f"EDGEFER_CAMERA: {error}") from error
+    with closing(opened) as camera:
         try:
             image = camera.read().image
         except EndOfStream as error:

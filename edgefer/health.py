@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,6 +31,8 @@ from edgefer.messages import (
 from edgefer.problems import LEAST_DISK_MB, LEAST_MEMORY_MB, kind
 from edgefer.report import Origin
 from edgefer.sinks import SinkState
+
+log = logging.getLogger(__name__)
 
 EVERY_S = 10.0
 _WINDOW = 300
@@ -164,6 +167,11 @@ class HealthMonitor:
             )
             for part, code, message in found
         }
+        # What is wrong with a camera or a broker is logged where it is found.
+        for (part, code), problem in self._problems.items():
+            if (part, code) not in former and part in ("gallery", "machine"):
+                level = logging.INFO if kind(part, code).status == "ok" else logging.WARNING
+                log.log(level, "%s", problem.message, extra={"EDGEFER_CODE": code})
 
     def _health(self, camera: CameraState, sinks: Sequence[SinkState], machine: MachineState, now_s: float) -> Health:
         statuses = {kind(problem.part, problem.code).status for problem in self._problems.values()}

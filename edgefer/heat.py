@@ -43,7 +43,7 @@ class Thermostat:
                     HOT_FPS,
                     extra={"EDGEFER_CODE": self.cause},
                 )
-        elif self.cause and (degrees is None or degrees < COOL_C):
+        elif self.cause and (self.cause == "throttled" or degrees is None or degrees < COOL_C):
             self._well_since_s = self._well_since_s or now_s
             if now_s - self._well_since_s >= CALM_S:
                 self.cause = None

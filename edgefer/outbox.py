@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 import time
@@ -152,7 +151,7 @@ class Outbox:
 
     def _expire(self) -> None:
         fresh_from = time.monotonic() - self._expiry_s
-        old = list(itertools.takewhile(lambda waiting: waiting.captured_at < fresh_from, self._waiting.values()))
+        old = [waiting for waiting in self._waiting.values() if waiting.captured_at < fresh_from]
         for waiting in old:
             self._expired += self._take_out(waiting.number)
 
@@ -236,7 +235,8 @@ class Outbox:
                 self._dropped += self._take_out(number)
             for number in gone:
                 del self._in_store[number]
-            self._forgotten_until = {name: time.monotonic() + FORGETTING_S for name in names if name is not None}
+            until_s = time.monotonic() + FORGETTING_S
+            self._forgotten_until |= {name: until_s for name in names if name is not None}
         log.info("%d waiting event(s) of somebody who was forgotten are dropped", len(theirs))
 
 

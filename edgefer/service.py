@@ -74,7 +74,8 @@ def run(settings: Settings, stop: threading.Event, root: Path = machine.ROOT) ->
         log.info("edgefer %s on %s, with %s and %s", __version__, settings.device, RUNTIME, vision.names)
         manager = parts.enter_context(closing(ServiceManager()))
         read_machine = partial(machine.read_state, settings.state_dir, root)
-        publish(sinks, None, [reporter.presence(datetime.now(timezone.utc))])
+        first = health.due(camera.state, [], read_machine())  # what is delivered tells of no undelivered messages
+        publish(sinks, None, [reporter.presence(datetime.now(timezone.utc)), *([first] if first else [])])
         try:
             watch(camera, pipeline, health, sinks, manager, read_machine, stop)
         finally:

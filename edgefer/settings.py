@@ -35,7 +35,7 @@ from pydantic_settings import (
 )
 from pydantic_settings import SettingsError as UnparsableError
 
-from edgefer.errors import SettingsError
+from edgefer.errors import SettingsError, UsageError
 from edgefer.files import read_bounded
 
 PREFIX = "EDGEFER_"
@@ -247,6 +247,19 @@ class Settings(BaseSettings):
             raise ValueError(
                 "the name is a part of every topic: it may not be empty nor hold `/`, `+`, `#` or control characters"
             )
+        return value
+
+    @field_validator("camera")
+    @classmethod
+    def _known_scheme(cls, value: str) -> str:
+        scheme, colon, _ = value.partition("://")
+        if colon and scheme.isalnum():
+            from edgefer.cameras import source_module  # noqa: PLC0415  # most settings need no OpenCV
+
+            try:
+                source_module(scheme.lower())
+            except UsageError as error:
+                raise ValueError(str(error)) from error
         return value
 
     @field_validator("sinks")

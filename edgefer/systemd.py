@@ -66,6 +66,7 @@ class ServiceManager:
                 "the %s hangs: it neither goes on nor recovers%s",
                 " and the ".join(hung),
                 "; systemd will restart the service" if self._feed_every_s < math.inf else "; restart edgefer",
+                extra={"EDGEFER_CODE": "hung"},
             )
 
     def _send(self, message: str) -> bool:

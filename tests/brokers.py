@@ -26,7 +26,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edgefer.settings import Settings
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 """How long a test waits for something that must happen: a guard against hanging, never a measure."""
 
 SUBSCRIBERS_PASSWORD = "for your ears only"

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from brokers import Amqtt, Authority, Broker, Cable, Mosquitto, Subscriber
 
@@ -32,6 +33,9 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterato
     logging.getLogger("edgefer").setLevel(logging.NOTSET)  # a command that ran in this process has set it
 
 
+# No test is about the time on the wall, and a busy machine has pauses.
+hypothesis.settings.register_profile("edgefer", deadline=None)
+hypothesis.settings.load_profile("edgefer")
 # Debian keeps servers where only root looks.
 os.environ["PATH"] += ":/usr/sbin"
 

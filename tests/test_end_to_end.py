@@ -259,10 +259,14 @@ class TestSample:
         assert {name for state in states for name in state["known"]} == {sample.GRACE.name}
         assert any(state["unknown_count"] == 1 and state["known"] == [sample.GRACE.name] for state in states)
 
+    def test_online_vouches_for_what_is_retained(self, sample_run):
+        topics = [message.topic.split("/")[-1] for message in sample_run[0]]
+        assert {"presence", "health"} <= set(topics[: topics.index("availability")])
+
     def test_health_is_well(self, sample_run):
         messages, _ = sample_run
         told = [m.payload for m in messages if m.topic.endswith("/health")]
-        assert {(health["status"], health["camera"]["status"]) for health in told[1:]} <= {("ok", "ok")}
+        assert {(health["status"], health["camera"]["status"]) for health in (told[0], *told[2:])} == {("ok", "ok")}
         assert {name.split()[0] for name in told[-1]["models"].values()} == {"near", "identity-112", "emotion-48"}
 
 

@@ -172,6 +172,7 @@ def test_a_card_that_is_not_one(tmp_path, text):
         ({"input": {"width": 8, "height": 8, "colour": "gray", "range": [0]}}, "input.range.1"),
         ({"crop": {"from": "box", "sclae": 1.2}}, "crop.sclae"),
         ({"temperature": 0}, "temperature"),
+        ({"thresholds": {"min_confidence": 7}}, "thresholds.min_confidence"),
         ({"schema": "edgefer.model/2"}, "schema"),
         ({"sha256": "abc"}, "sha256"),
     ],
@@ -218,7 +219,7 @@ def test_a_model_with_two_inputs(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["int8", "uint8"])
-@pytest.mark.parametrize("values", [(0.0, 255.0), (-1.0, 1.0)])
+@pytest.mark.parametrize("values", [(0.0, 255.0), (-1.0, 1.0), (0.0, 0.5)])
 def test_a_range_that_the_models_input_cant_hold(tmp_path, name, values):
     path = place(tmp_path, name, input=dataclasses.replace(CARD.input, range=values))
     message = refusal(path)

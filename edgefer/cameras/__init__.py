@@ -197,6 +197,15 @@ def source_modules() -> list[ModuleType]:
     return [importlib.import_module(f"{__name__}.{name}") for name in names]
 
 
+def source_module(scheme: str) -> ModuleType:
+    """The source of a URI's scheme; UsageError lists the known ones."""
+    modules = {name: module for module in source_modules() for name in module.SCHEMES}
+    if scheme not in modules:
+        known = ", ".join(f"{name}://" for name in sorted(modules))
+        raise UsageError(f"unknown scheme {scheme}://; the known ones are {known}")
+    return modules[scheme]
+
+
 def open_camera(uri: CameraUri, wanted: Wanted, stop: threading.Event | None = None) -> Camera:
     """Open a camera; CameraError or InputError say why it can't be, UsageError what the URI should have been.
 
@@ -205,11 +214,7 @@ def open_camera(uri: CameraUri, wanted: Wanted, stop: threading.Event | None = N
     if any("\ud800" <= letter <= "\udfff" for letter in uri.location + uri.address):
         # OpenCV ends the process over such a name.
         raise InputError(f"{uri.public}: the name isn't UTF-8; rename the file or folder")
-    modules = {scheme: module for module in source_modules() for scheme in module.SCHEMES}
-    if uri.scheme not in modules:
-        known = ", ".join(f"{scheme}://" for scheme in sorted(modules))
-        raise UsageError(f"unknown scheme {uri.scheme}://; the known ones are {known}")
-    module = modules[uri.scheme]
+    module = source_module(uri.scheme)
     if uri.scheme in getattr(module, "WORKER_SCHEMES", ()):
         from edgefer.cameras._worker import WorkerCamera  # noqa: PLC0415  # which imports this module
 

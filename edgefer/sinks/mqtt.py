@@ -37,6 +37,8 @@ FULL = "quota exceeded"
 """The broker's refusal that passes: it has no room now. The event waits; every other refusal is final."""
 FULL_RETRY_S = 5.0
 """A full broker is sent events again after so long."""
+BEGIN_S = 1.0
+"""`online` waits so long for the first messages at most: presence and health of this start."""
 RETAINED = ("presence", "health", "availability")
 """Topics that the broker keeps, in the order of sending: `online` vouches for the two before it."""
 
@@ -60,6 +62,8 @@ class MqttSink:
         self._announced = False
         self._refusals: dict[str, str] = {}
         self._problem: str | None = f"not connected to {where(settings.mqtt)} yet"
+        self._begun_s = time.monotonic()
+        self._given = False
         self._stopping = threading.Event()
         self._deadline = float("inf")
         self._bell, self._bell_rope = socket.socketpair()
@@ -87,6 +91,7 @@ class MqttSink:
                 self._outbox.put(message, captured_at)
             else:
                 self._retain("presence" if isinstance(message, Presence) else "health", message)
+        self._given = True
         self._ring()
 
     def close(self, timeout_s: float) -> None:
@@ -161,7 +166,10 @@ class MqttSink:
     def _send_retained(self, connection: Connection) -> bool:
         """Send one of the retained messages that are due; False when none is."""
         with self._lock:
-            topic = next((topic for topic in RETAINED if topic in self._due), None)
+            # `online` vouches for the two others, and those that the broker retains may be of an earlier start.
+            begun = self._given or time.monotonic() - self._begun_s > BEGIN_S
+            due = (topic for topic in RETAINED if topic in self._due and (begun or topic != "availability"))
+            topic = next(due, None)
             if topic is None:
                 return False
             self._due.remove(topic)

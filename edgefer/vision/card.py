@@ -71,7 +71,7 @@ class ModelCard:
     version: Text = ""
     crop: Crop | None = None
     labels: Annotated[tuple[Text, ...], Field(max_length=256)] = ()
-    thresholds: dict[str, float] = field(default_factory=dict)
+    thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]] = field(default_factory=dict)
     temperature: Annotated[float, Field(gt=0)] = 1.0
     sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
     metrics: tuple[Metric, ...] = ()

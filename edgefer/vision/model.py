@@ -43,6 +43,10 @@ TRIAL_S = 30.0
 TRIAL_BYTES = 4 * 2**30
 """Address space of that trial: a damaged model may ask for any amount of memory."""
 
+LEAST_FILLED = 0.6
+"""A model is calibrated with pixels from 0 to 255: a card whose range fills less of its input is of another one, most
+often 0..1 where the model learned from -1..1."""
+
 Outputs = tuple[NDArray[np.float32], ...]
 
 
@@ -69,6 +73,8 @@ class Model:
         if others:
             raise ModelError(f"{path}: the model has {1 + len(others)} inputs; edgefer gives it one picture")
         _check_input(path, self.card, self._input)
+        for output in self._outputs:
+            _check_output(path, output)
         self._table = _lookup_table(path, self.card, self._input)
         self.invoke: Callable[[], None] = self._interpreter.invoke
         """The network alone; `edgefer bench` puts a stopwatch around it."""
@@ -207,12 +213,22 @@ def _lookup_table(path: Path, card: ModelCard, details: dict[str, Any]) -> NDArr
     table = quantised_values(card.input, dtype, scale, zero)
     limits = np.iinfo(dtype)
     reach = (np.array([limits.min, limits.max]) - zero) * scale
-    if min(card.input.range) < reach[0] - 2 * scale or max(card.input.range) > reach[1] + 2 * scale:
+    low, high = min(card.input.range), max(card.input.range)
+    fits = low >= reach[0] - 2 * scale and high <= reach[1] + 2 * scale
+    if not fits or high - low < LEAST_FILLED * (reach[1] - reach[0]):
         raise ModelError(
             f"{path}: the card's range {list(card.input.range)} doesn't fit the model's input, which can hold "
             f"{reach[0]:.3g} to {reach[1]:.3g}; one of the two is wrong"
         )
     return table
+
+
+def _check_output(path: Path, details: dict[str, Any]) -> None:
+    dtype = np.dtype(details["dtype"])
+    if dtype not in (np.float32, np.int8, np.uint8):
+        raise ModelError(f"{path}: an output of the model is {dtype}; edgefer reads int8, uint8 and float32")
+    if dtype != np.float32 and details["quantization"][0] <= 0:
+        raise ModelError(f"{path}: a {dtype} output of the model carries no quantisation; convert it again")
 
 
 def _look_up(picture: Image, table: NDArray[np.generic]) -> NDArray[Any]:
