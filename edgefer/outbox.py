@@ -65,6 +65,7 @@ class Outbox:
         self._lock = threading.Lock()
         self._waiting: OrderedDict[int, Waiting] = OrderedDict()
         self._bytes = 0
+        self._sent = 0
         self._last = self._published = self._replayed = self._expired = self._dropped = 0
         self._forgotten_until: dict[str, float] = {}
         self._store = store
@@ -94,6 +95,7 @@ class Outbox:
         Expired events are taken out first.
         """
         with self._lock:
+            self._sent = number
             self._expire()
             return next((waiting for waiting in self._waiting.values() if waiting.number > number), None)
 
@@ -151,7 +153,9 @@ class Outbox:
 
     def _expire(self) -> None:
         fresh_from = time.monotonic() - self._expiry_s
-        old = [waiting for waiting in self._waiting.values() if waiting.captured_at < fresh_from]
+        # What is on its way may arrive yet: it expires when it would be sent again.
+        waiting_here = (waiting for number, waiting in self._waiting.items() if number > self._sent)
+        old = [waiting for waiting in waiting_here if waiting.captured_at < fresh_from]
         for waiting in old:
             self._expired += self._take_out(waiting.number)
 
