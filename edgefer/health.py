@@ -82,6 +82,8 @@ def percentile(values: Iterable[float], percent: float) -> float | None:
     return float(np.percentile(listed, percent)) if listed else None
 
 
+_LOGGED_HERE = ("memory", "disk", "clock")
+"""Every other problem is logged where it is found."""
 Found = tuple[Part, ProblemCode, str]
 """A problem's part and code, and what to tell of it."""
 
@@ -144,17 +146,13 @@ class HealthMonitor:
 
         `slowed_by` is why fewer frames are looked at now.
         """
-        self._note_problems([*self._all_problems(camera, sinks), *machine_problems(machine, slowed_by)])
+        found = [*_problems(camera, sinks, self._gallery_problem()), *machine_problems(machine, slowed_by)]
+        self._note_problems(found)
         now_s = time.monotonic()
         if set(self._problems) == self._told and now_s - self._told_s < EVERY_S:
             return None
         self._told, self._told_s = set(self._problems), now_s
         return self._health(camera, sinks, machine, now_s)
-
-    def _all_problems(self, camera: CameraState, sinks: Sequence[SinkState]) -> Iterator[Found]:
-        yield from _problems(camera, sinks)
-        if problem := self._gallery_problem():
-            yield "gallery", "unreadable", problem
 
     def _note_problems(self, found: Sequence[Found]) -> None:
         now, former = datetime.now(timezone.utc), self._problems
@@ -167,9 +165,8 @@ class HealthMonitor:
             )
             for part, code, message in found
         }
-        # What is wrong with a camera or a broker is logged where it is found.
         for (part, code), problem in self._problems.items():
-            if (part, code) not in former and part in ("gallery", "machine"):
+            if (part, code) not in former and code in _LOGGED_HERE:
                 level = logging.INFO if kind(part, code).status == "ok" else logging.WARNING
                 log.log(level, "%s", problem.message, extra={"EDGEFER_CODE": code})
 
@@ -211,7 +208,7 @@ class HealthMonitor:
         return len(recent) / max(now_s - recent[0], 1e-3) if len(recent) > 1 else 0.0
 
 
-def _problems(camera: CameraState, sinks: Sequence[SinkState]) -> Iterator[Found]:
+def _problems(camera: CameraState, sinks: Sequence[SinkState], gallery_problem: str | None) -> Iterator[Found]:
     if camera.problem:
         yield "camera", camera.code, camera.problem
     for sink in sinks:
@@ -219,6 +216,8 @@ def _problems(camera: CameraState, sinks: Sequence[SinkState]) -> Iterator[Found
             yield sink.part, "undelivered", sink.problem
         if sink.unstored:
             yield "machine", "unstored", sink.unstored
+    if gallery_problem:
+        yield "gallery", "unreadable", gallery_problem
 
 
 def machine_problems(machine: MachineState, slowed_by: Literal["hot", "throttled"] | None) -> Iterator[Found]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from data import DATA
+from data import DATA, pictures_below
 from tqdm import tqdm
 
 from edgefer.messages import Image, Landmarks
@@ -20,7 +20,6 @@ from edgefer.vision.preprocess import TEMPLATE_SIZE, align, letterbox, warp
 
 SIDE = 320
 """Pictures are scaled to this long side, in pixels: YuNet misses faces that fill a larger one."""
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
 def main() -> None:
@@ -31,9 +30,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
     parser.add_argument("--min-score", type=float, default=0.7, help="of YuNet, 0..1 (%(default)s)")
     arguments = parser.parse_args()
-    paths = sorted(path for path in arguments.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise SystemExit(f"{arguments.folder} holds no picture ({', '.join(sorted(SUFFIXES))})")
+    paths = pictures_below(arguments.folder)
     yunet = arguments.data / "peers" / "yunet_n_640_640.onnx"
     detector = cv2.FaceDetectorYN.create(str(yunet), "", (SIDE, SIDE), score_threshold=arguments.min_score)
     jpegs = []

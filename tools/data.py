@@ -37,6 +37,17 @@ class Pack:
         return image.astype(np.uint8, copy=False)
 
 
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """The pictures in a folder, in any depth of folders; ends the tool where there is none."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise SystemExit(f"{folder} holds no picture ({', '.join(sorted(SUFFIXES))})")
+    return paths
+
+
 def open_pack(path: Path) -> Pack:
     """A pack, its JPEGs still compressed in memory."""
     if not path.is_file():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from data import DATA
+from data import DATA, pictures_below
 from detector_scenes import Floats, sizes_of
 from peer_detectors import Detect, Scrfd, YuNet
 from tqdm import tqdm
@@ -27,7 +27,6 @@ KEPT_SIDE = 400
 MIN_SCORE = 0.6
 MAX_APART = 0.05
 """The most that the two may place a face's points apart, on average, in sizes of the face."""
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
 def main() -> None:
@@ -38,9 +37,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
     parser.add_argument("--limit", type=int, help="pictures to take at random; all unless given")
     arguments = parser.parse_args()
-    paths = sorted(path for path in arguments.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise SystemExit(f"{arguments.folder} holds no picture ({', '.join(sorted(SUFFIXES))})")
+    paths = pictures_below(arguments.folder)
     chosen = np.random.default_rng(0).permutation(len(paths))[: arguments.limit]
     peers = arguments.data / "peers"
     scrfd = Scrfd(peers / "scrfd_2.5g_kps", SIDE, MIN_SCORE)

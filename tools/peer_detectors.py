@@ -13,11 +13,8 @@ import cv2
 import numpy as np
 
 from edgefer.messages import Box, Detection, Image, Landmarks
-from edgefer.vision.detector import suppress
+from edgefer.vision.detector import MAX_IOU, suppress
 from edgefer.vision.preprocess import letterbox
-
-MAX_IOU = 0.45
-"""Two boxes that share more are one face, as in edgefer's own detector."""
 
 Detect = Callable[[Image], list[Detection]]
 
