@@ -84,6 +84,9 @@ class Gallery:
     stored. The file is made only where `create` says so; without it, nobody is known. InputError when the file can't
     be used, with what to do; but where `outlast_damage`, a damaged one is as none: `problem` tells, and `refresh` looks
     whether it was mended.
+
+    `removed` holds the people whom the last `refresh` found removed, gone with all their faces. Who was renamed or
+    merged is not among them, nor is anybody where the whole file was replaced or moved away.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Gallery:
         self.path = folder / FILE
         self.model = model
         self.problem: str | None = None
+        self.removed: frozenset[str] = frozenset()
         self._key = key
         try:
             self._file = GalleryFile(self.path, key, create=create)
@@ -108,6 +112,8 @@ class Gallery:
 
         When the file can't be read any more, everything stays as it was, and `problem` says why.
         """
+        before: dict[str, set[tuple[int, bytes]]] = {}
+        self.removed = frozenset()
         try:
             if not self._file.is_current:
                 fresh = GalleryFile(self.path, self._key)
@@ -115,11 +121,16 @@ class Gallery:
                 self._file = fresh
             elif self._file.changes == self._changes and self.problem is None:
                 return False
+            else:
+                before = self._rows()
             self._load()
         except InputError as error:
             self._tell(str(error))
             return False
         self.problem = None
+        after = self._rows()
+        left = set().union(*after.values())
+        self.removed = frozenset(name for name, rows in before.items() if name not in after and not rows & left)
         return True
 
     @property
@@ -293,24 +304,30 @@ class Gallery:
         self._changes = self._file.changes
         self._file.check_seal()
         rows = cast(
-            "list[tuple[str, int, bytes]]",
+            "list[tuple[str, int, bytes, int]]",
             self._file.read(
-                "SELECT name, ignored, embedding FROM template JOIN person ON person.id = person "
+                "SELECT name, ignored, embedding, template.id FROM template JOIN person ON person.id = person "
                 "WHERE model = ? ORDER BY name, template.id",
                 self.model,
             ),
         )
-        blobs = [self._file.open_blob(blob) for _, _, blob in rows]
+        blobs = [self._file.open_blob(blob) for _, _, blob, _ in rows]
         if len({len(blob) for blob in blobs}) > 1:
             raise DamagedGalleryError(f"{self.path}: the file is damaged: its templates have several lengths")
-        counts = Counter(name for name, _, _ in rows)
-        ignored = {name for name, is_ignored, _ in rows if is_ignored}
+        counts = Counter(name for name, *_ in rows)
+        ignored = {name for name, is_ignored, *_ in rows if is_ignored}
         self._names = list(counts)
         self._ignored = [name in ignored for name in self._names]
         self._starts = np.cumsum([0, *counts.values()])[:-1]
+        self._numbers = [number for *_, number in rows]
         self._templates = (
             np.frombuffer(b"".join(blobs), "<f4").reshape(len(rows), -1) if rows else np.zeros((0, 0), "<f4")
         )
+
+    def _rows(self) -> dict[str, set[tuple[int, bytes]]]:
+        """Everybody's templates with their numbers, which alone could be given to another's."""
+        numbers = iter(self._numbers)
+        return {name: {(next(numbers), face.tobytes()) for face in faces} for name, faces in self.embeddings().items()}
 
     @staticmethod
     def _person(database: sqlite3.Connection, name: str, *, ignored: bool) -> int:

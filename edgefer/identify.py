@@ -65,7 +65,10 @@ def identity_rule(settings: Settings, card: ModelCard) -> IdentityRule:
 
 
 class Identifier:
-    """Gives each face its identity, from the gallery."""
+    """Gives each face its identity, from the gallery.
+
+    `forget` is told the names of people who were removed from it while this goes on, before a frame is looked at.
+    """
 
     def __init__(
         self,
@@ -73,11 +76,13 @@ class Identifier:
         gallery: Gallery,
         rule: IdentityRule,
         every_s: float = EVERY_S,
+        forget: Callable[[frozenset[str]], None] = lambda _: None,
     ) -> None:
         self._embed = embed
         self._gallery = gallery
         self._rule = rule
         self._schedule = Schedule(every_s, BUDGET)
+        self._forget = forget
         self._decisions: dict[str, _Decision] = {}
         self._strangers: list[float] = []
         self._refreshed_s = float("-inf")
@@ -85,9 +90,7 @@ class Identifier:
 
     def __call__(self, frame: Frame, faces: Sequence[Face]) -> list[Face]:
         """The same faces, with their identity as far as it is decided."""
-        if frame.captured_at - self._refreshed_s >= REFRESH_S:
-            self._refreshed_s = frame.captured_at
-            self._refresh()
+        self.refresh(frame.captured_at)
         if self._gallery.is_empty:
             self._decisions = {}
             return [replace(face, identity=self._rule.decide(None)) for face in faces]
@@ -102,6 +105,22 @@ class Identifier:
             decision.decide(self._gallery)
         return [replace(face, identity=self._decisions[face.track.track_id].identity) for face in faces]
 
+    def refresh(self, now_s: float) -> None:
+        """Take up what has changed in the gallery, once a second: a name that was removed is not given any more.
+
+        Each frame does it; where none comes it is to be called. `now_s` is on the frames' clock.
+        """
+        if now_s - self._refreshed_s < REFRESH_S:
+            return
+        self._refreshed_s = now_s
+        if self._gallery.refresh():
+            for decision in self._decisions.values():
+                decision.decide(self._gallery)
+        if self._gallery.removed:
+            self._forget(self._gallery.removed)
+        if time.monotonic() - self._noted_s >= NOTE_STRANGERS_S:
+            self._note_strangers()
+
     @property
     def problem(self) -> str | None:
         """Why the gallery can't be read, None when it can."""
@@ -111,14 +130,6 @@ class Identifier:
         """Note what is still to be noted; the gallery stays open."""
         self._see_off(self._decisions.values())
         self._note_strangers()
-
-    def _refresh(self) -> None:
-        """Take up what has changed in the gallery at once: a name that was removed is gone from the next frame on."""
-        if self._gallery.refresh():
-            for decision in self._decisions.values():
-                decision.decide(self._gallery)
-        if time.monotonic() - self._noted_s >= NOTE_STRANGERS_S:
-            self._note_strangers()
 
     def _see_off(self, decisions: Iterable[_Decision]) -> None:
         self._strangers += [decision.nearest for decision in decisions if decision.nearest is not None]

@@ -111,6 +111,14 @@ class Outbox:
         with self._lock:
             self._dropped += self._take_out(number)
 
+    def forget(self, names: frozenset[str]) -> None:
+        """Drop what waits and names one of these people; the store follows."""
+        with self._lock:
+            theirs = [number for number, waiting in self._waiting.items() if waiting.name in names]
+            for number in theirs:
+                self._dropped += self._take_out(number)
+        _log_forgotten(len(theirs))
+
     @property
     def counts(self) -> EventCounts:
         """What became of all events so far."""
@@ -241,7 +249,7 @@ class Outbox:
                 del self._in_store[number]
             until_s = time.monotonic() + FORGETTING_S
             self._forgotten_until |= {name: until_s for name in names if name is not None}
-        log.info("%d waiting event(s) of somebody who was forgotten are dropped", len(theirs))
+        _log_forgotten(len(theirs))
 
 
 def open_outbox(settings: Settings) -> Outbox:
@@ -252,10 +260,15 @@ def open_outbox(settings: Settings) -> Outbox:
 def forget(settings: Settings, name: str) -> int:
     """Delete the waiting events of a person from the state folder; how many there were.
 
-    A daemon that runs drops them within a second, and what it has not written yet. Files that were set aside are
-    deleted: nobody can tell whom they name. InputError where that can't be done.
+    A daemon that runs drops what it has of them in memory within a second. Files that were set aside are deleted:
+    nobody can tell whom they name. InputError where that can't be done.
     """
     return _store(settings).forget(name)
+
+
+def _log_forgotten(count: int) -> None:
+    if count:
+        log.info("%d waiting event(s) of somebody who was forgotten are dropped", count)
 
 
 def _store(settings: Settings) -> Store:

@@ -46,11 +46,17 @@ def remove(settings: Settings, options: argparse.Namespace) -> int:
     name = check_name(options.name)
     with _gallery(settings) as gallery:
         removed = gallery.remove(name)
-    waiting = forget(settings, name)  # also of a name that somebody had before
-    if not removed and not waiting:
+    problem, waiting = None, 0
+    try:
+        waiting = forget(settings, name)  # also of a name that somebody had before
+    except InputError as error:  # told once the rest is done
+        problem = error
+    if not removed and not waiting and problem is None:
         raise UsageError(f"nobody named {name!r} is enrolled; `edgefer people list` shows who is")
     _clear_presence(settings, name)
     print(f"{name}: {removed} face(s)" + (f" and {waiting} waiting event(s)" if waiting else "") + " removed")
+    if problem is not None:
+        raise problem
     return 0
 
 

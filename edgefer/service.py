@@ -56,7 +56,12 @@ def run(settings: Settings, stop: threading.Event, root: Path = machine.ROOT) ->
         stopwatch = Stopwatch()
         vision = load_vision(settings, DEFAULT_DETECTOR)
         reporter = Reporter(origin, settings.events.interval_s, machine.is_clock_synced)
-        identifier = _identifier(settings, vision, stopwatch, parts)
+
+        def forget(names: frozenset[str]) -> None:
+            for sink in sinks:
+                sink.forget(names)
+
+        identifier = _identifier(settings, vision, stopwatch, forget, parts)
         control = parts.enter_context(closing(_control(settings, vision)))
         pipeline = Pipeline(
             detect=control.watched(stopwatch.timed("detect", vision.detector)),
@@ -79,7 +84,7 @@ def run(settings: Settings, stop: threading.Event, root: Path = machine.ROOT) ->
         first = health.due(camera.state, [replace(sink.state, problem=None) for sink in sinks], read_machine())
         publish(sinks, None, [reporter.presence(datetime.now(timezone.utc)), *([first] if first else [])])
         try:
-            watch(camera, pipeline, health, sinks, manager, read_machine, stop)
+            watch(camera, pipeline, identifier, health, sinks, manager, read_machine, stop)
         finally:
             manager.stopping()
             camera.stop()  # while what waits goes out
@@ -87,12 +92,15 @@ def run(settings: Settings, stop: threading.Event, root: Path = machine.ROOT) ->
         return health.totals()
 
 
-def _identifier(settings: Settings, vision: Vision, stopwatch: Stopwatch, parts: ExitStack) -> Identifier | None:
+def _identifier(
+    settings: Settings, vision: Vision, stopwatch: Stopwatch, forget: Callable[[frozenset[str]], None], parts: ExitStack
+) -> Identifier | None:
     if vision.embedder is None:
         return None
     card = vision.embedder.model.card
     gallery = parts.enter_context(closing(open_gallery(settings, card, outlast_damage=True)))
-    identifier = Identifier(stopwatch.timed("embed", vision.embedder), gallery, identity_rule(settings, card))
+    embed, rule = stopwatch.timed("embed", vision.embedder), identity_rule(settings, card)
+    identifier = Identifier(embed, gallery, rule, forget=forget)
     return parts.enter_context(closing(identifier))
 
 
@@ -109,6 +117,7 @@ def _emotion_watcher(vision: Vision, stopwatch: Stopwatch) -> EmotionWatcher | N
 def watch(
     camera: Latest,
     pipeline: Pipeline,
+    identifier: Identifier | None,
     health: HealthMonitor,
     sinks: Sequence[Sink],
     manager: ServiceManager,
@@ -129,6 +138,8 @@ def watch(
         except EndOfStream:
             log.info("the file is played to its end")
             return
+        if frame is None and identifier is not None:
+            identifier.refresh(time.monotonic())  # who is removed is forgotten without a camera, too
         if frame is not None:
             publish(sinks, frame, pipeline(frame))
             health.frame_done(frame)

@@ -208,6 +208,32 @@ class TestSealed:
             Gallery(tmp_path / "state", MODEL, "late")
 
 
+def test_who_is_removed_is_told_from_who_is_renamed_merged_or_moved_away(gallery, tmp_path):
+    """Ada and Eve were enrolled with the same picture, Bob takes the place in the file that Grace had."""
+    for name, face in (("Ada", ADA), ("Eve", ADA), ("Grace", GRACE)):
+        gallery.enroll(name, face, 1.0)
+    here = Gallery(tmp_path / "state", MODEL)
+
+    def found(*changes) -> frozenset[str]:
+        for change in changes:
+            change()
+        assert here.refresh()
+        return here.removed
+
+    assert found(lambda: gallery.remove("Ada")) == {"Ada"}
+    assert not here.refresh()
+    assert here.removed == set()
+    assert found(lambda: gallery.rename("Eve", "Countess")) == set()
+    assert found(lambda: gallery.remove("Grace"), lambda: gallery.enroll("Bob", BETWEEN, 1.0)) == {"Grace"}
+    assert found(lambda: gallery.merge("Countess", "Bob")) == set()
+    gallery.close()
+    for path in (tmp_path / "state").iterdir():
+        path.rename(tmp_path / path.name)
+    assert found() == set()
+    assert here.is_empty
+    here.close()
+
+
 def test_what_another_process_changes_is_taken_up(gallery, tmp_path):
     late = Gallery(tmp_path / "elsewhere", MODEL)
     Gallery(tmp_path / "elsewhere", MODEL, create=True).close()

@@ -416,6 +416,20 @@ def test_who_is_forgotten_while_the_daemon_runs_leaves_its_memory_too(folder, op
     assert outbox.counts == EventCounts(waiting=2, dropped=3)
 
 
+def test_names_that_are_removed_leave_memory_and_the_file(folder, open_outbox):
+    outbox = open_outbox()
+    put(outbox, 1)
+    wait_for_rows(folder, 1)
+    put(outbox, 2)
+    put(outbox, 3, name="Grace")
+    outbox.forget({"Ada", "Eve"})
+    assert drain(outbox) == [3]
+    assert outbox.counts == EventCounts(waiting=1, dropped=2)
+    wait_for_rows(folder, 1)
+    assert outbox.close() == 0
+    assert drain(open_outbox()) == [3]
+
+
 def test_nobody_to_forget_makes_no_file(folder):
     assert forget(settings(folder), "Ada") == 0
     assert not folder.exists()

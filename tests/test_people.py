@@ -359,6 +359,22 @@ class TestPeople:
         wait_until(lambda: late.payloads("/now"), "a message")
         assert [message.topic for message in late.messages] == ["edgefer/now"]
 
+    def test_what_can_be_forgotten_is_though_the_waiting_events_cant_be_read(
+        self, edgefer, state, mosquitto, subscribe, monkeypatch
+    ):
+        monkeypatch.setenv("EDGEFER_SINKS", "mqtt")
+        monkeypatch.setenv("EDGEFER_DEVICE", "hall-pi")
+        for variable, value in mosquitto.variables.items():
+            monkeypatch.setenv(variable, value)
+        publish.single("edgefer/hall-pi/presence", "{}", retain=True, hostname="localhost", port=mosquitto.port, qos=1)
+        watcher = subscribe(mosquitto)
+        (state / "outbox.sqlite3").write_bytes(b"no database at all" * 1000)
+        code, told, errors = edgefer("people", "remove", "Ada")
+        assert (code, told) == (66, "Ada: 3 face(s) removed\n")
+        assert "outbox.sqlite3 can't be read" in errors
+        assert enrolled() == {"Grace": 2, "poster": 1}
+        watcher.wait_for(lambda messages: [m.payload for m in messages if not m.retained] == [""])
+
     def test_a_broker_that_is_away_is_told(self, edgefer, monkeypatch):
         monkeypatch.setenv("EDGEFER_SINKS", "mqtt")
         monkeypatch.setenv("EDGEFER_MQTT__PORT", "1")

@@ -12,6 +12,7 @@ from brokers import PATIENCE_S, wait_until
 from examples import face_event, frame, health, presence
 
 from edgefer.errors import SettingsError
+from edgefer.messages import Identity
 from edgefer.settings import Settings, load_settings, sink_names
 from edgefer.sinks import open_sinks
 from edgefer.sinks import stdout as stdout_module
@@ -120,6 +121,20 @@ def test_publish_never_waits_though_nobody_takes_anything(place, sink):
     assert counts.waiting > 0
     assert counts.dropped > 0
     assert counts.published + counts.waiting + counts.dropped == MANY
+    sink.close(0.1)
+
+
+def test_who_is_forgotten_is_in_nothing_that_waits(place, sink):
+    sink.publish(None, [face_event(0)])
+    wait_until(lambda: sink.state.events.published == 1, "a working sink")
+    place.hang()
+    sink.publish(frame(now()), [face_event(seq) for seq in range(1, 1000)])
+    sink.publish(None, [presence(1), face_event(1000, identity=Identity("known", "Grace", 0.7, 0.2)), presence(0)])
+    sink.forget(frozenset({"Ada", "Eve"}))
+    counts = sink.state.events
+    assert counts.published + counts.waiting + counts.dropped == 1001
+    assert 1 <= counts.waiting <= 2  # Grace's, and one of Ada's may be half written
+    assert counts.dropped > 0
     sink.close(0.1)
 
 

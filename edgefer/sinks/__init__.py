@@ -38,6 +38,9 @@ class Sink(Protocol):
     def publish(self, frame: Frame | None, messages: Sequence[Message]) -> None:
         """Take messages, in order, without waiting; `frame` is the one that they are about, where there is one."""
 
+    def forget(self, names: frozenset[str]) -> None:
+        """Drop what waits and names one of these people: they were removed."""
+
     def close(self, timeout_s: float) -> None:
         """Bring out what still waits, for at most `timeout_s` seconds, say good-bye, and stop."""
 

@@ -94,6 +94,10 @@ class MqttSink:
         self._given = True
         self._ring()
 
+    def forget(self, names: frozenset[str]) -> None:
+        """Drop the events that wait and name one of these people; presence without them follows."""
+        self._outbox.forget(names)
+
     def close(self, timeout_s: float) -> None:
         """Send what waits, then `offline`; a broker that doesn't take it within `timeout_s` publishes our last will."""
         self._deadline = time.monotonic() + timeout_s

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from io import FileIO
 
 from edgefer.errors import SettingsError
-from edgefer.messages import EventCounts, FaceEvent, Frame, Message
+from edgefer.messages import EventCounts, FaceEvent, Frame, Message, Presence
 from edgefer.outbox import CAPACITY
 from edgefer.payload import to_json
 from edgefer.settings import Settings
@@ -62,6 +62,14 @@ class StdoutSink:
                 self._dropped += isinstance(self._waiting.popleft(), FaceEvent)
             self._changed.notify()
 
+    def forget(self, names: frozenset[str]) -> None:
+        """Drop the messages that wait and name one of these people."""
+        with self._changed:
+            kept = [message for message in self._waiting if names.isdisjoint(_named(message))]
+            self._dropped += sum(isinstance(message, FaceEvent) for message in self._waiting)
+            self._dropped -= sum(isinstance(message, FaceEvent) for message in kept)
+            self._waiting = deque(kept)
+
     def close(self, timeout_s: float) -> None:
         """Write what waits; a reader that doesn't take it within `timeout_s` is left behind."""
         with self._changed:
@@ -103,6 +111,13 @@ class StdoutSink:
             if problem is not None and problem != self._problem:
                 log.warning("%s", problem, extra={"EDGEFER_CODE": "undelivered"})
             self._problem = problem
+
+
+def _named(message: Message) -> tuple[str | None, ...]:
+    """Whom a message names."""
+    if isinstance(message, FaceEvent):
+        return (message.identity.name,)
+    return message.known if isinstance(message, Presence) else ()
 
 
 def open_sink(settings: Settings) -> Sink:  # noqa: ARG001  # the signature is every sink's
