@@ -6,10 +6,11 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgefer.messages import EventCounts, FaceEvent
 from edgefer.payload import to_json
+from edgefer.pulse import Pulse
 from edgefer.settings import Settings
 from edgefer.store import Store, StoreError
 
@@ -26,6 +27,8 @@ EMPTY_FOR_S = 10.0
 """The store's file is removed when nothing was in it for so long; a slow broker has it made once."""
 FORGETTING_S = 5.0
 """Somebody who was forgotten may still be recognised for a moment, until the gallery is read again."""
+WRITE_S = 30.0
+"""A look at the store that takes longer hangs: waiting for another process and a tired SD card take less."""
 CLOSE_S = 2.0
 """How long the last write may take."""
 
@@ -55,8 +58,8 @@ class Outbox:
     """Keeps events until they are acknowledged, too old, or too many.
 
     Every event that was put, or found in the store, is counted exactly once: it waits, or it was published, expired or
-    dropped. What waits in the store comes before all that is put. Any thread may call; the store is written by a thread
-    of its own, which `close` ends.
+    dropped. What waits in the store comes before all that is put; where it can be read only later, before all that
+    isn't sent yet by then. Any thread may call; the store is written by a thread of its own, which `close` ends.
     """
 
     def __init__(self, expiry_s: float, capacity: int = CAPACITY, store: Store | None = None) -> None:
@@ -74,6 +77,7 @@ class Outbox:
         self._taken_up = False
         self._set_aside: str | None = None
         self._problem: str | None = None
+        self._pulse = Pulse()
         self._closing = threading.Event()
         if store is not None:
             self._keep(store)
@@ -83,21 +87,24 @@ class Outbox:
     def put(self, event: FaceEvent, captured_at: float) -> None:
         """Add an event at the end; when the outbox is full, the oldest ones make room."""
         payload, name = to_json(event), event.identity.name
+        waiting = Waiting(0, payload, event.device, name, captured_at, since=time.monotonic(), restored=False)
         with self._lock:
             if name is not None and self._forgotten_until.get(name, 0.0) > time.monotonic():
                 self._dropped += 1
             else:
-                self._add(payload, event.device, name, captured_at)
+                self._add(waiting)
 
     def next_after(self, number: int) -> Waiting | None:
         """The oldest event that came after `number` (0: the oldest of all) and is still worth sending, if any.
 
-        Expired events are taken out first.
+        Expired events are taken out first. What is given counts as sent, like all before it.
         """
         with self._lock:
             self._sent = number
             self._expire()
-            return next((waiting for waiting in self._waiting.values() if waiting.number > number), None)
+            found = next((waiting for waiting in self._waiting.values() if waiting.number > number), None)
+            self._sent = number if found is None else found.number
+            return found
 
     def acknowledge(self, number: int, *, replayed: bool) -> None:
         """The event has arrived, `replayed` as one that was late. Nothing happens when it was given up before."""
@@ -137,6 +144,11 @@ class Outbox:
         """Why events can't be kept for the next start; None while they can, or needn't."""
         return self._problem or self._set_aside
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread that writes the store goes on."""
+        return not self._pulse.missed
+
     def close(self) -> int:
         """Write what still waits to the store; how many events are lost with this process."""
         self._closing.set()
@@ -145,11 +157,11 @@ class Outbox:
         with self._lock:
             return len(self._waiting.keys() - self._in_store.keys())
 
-    def _add(self, payload: bytes, device: str, name: str | None, captured_at: float, *, restored: bool = False) -> int:
+    def _add(self, waiting: Waiting) -> int:
+        """Give an event the next number, which is returned; when that is too much, the oldest make room."""
         self._last += 1
-        now_s = time.monotonic()
-        self._waiting[self._last] = Waiting(self._last, payload, device, name, captured_at, now_s, restored)
-        self._bytes += len(payload)
+        self._waiting[self._last] = replace(waiting, number=self._last)
+        self._bytes += len(waiting.payload)
         while len(self._waiting) > self._capacity or self._bytes > MAX_BYTES:
             self._dropped += self._take_out(next(iter(self._waiting)))
         return self._last
@@ -169,10 +181,15 @@ class Outbox:
 
     def _run(self, store: Store) -> None:
         """Keep the store as it should be, until the end; then everything that waits goes there."""
-        while not self._closing.wait(self._spare_s()):
+        while True:
+            spare_s = self._spare_s()
+            self._pulse.expect_within(spare_s + WRITE_S)
+            if self._closing.wait(spare_s):
+                break
             self._keep(store)
         self._keep(store, everything=True)
         store.close()
+        self._pulse.rest()
 
     def _spare_s(self) -> float:
         """How long nothing has to be written; a little, where a write failed."""
@@ -204,14 +221,22 @@ class Outbox:
             self._problem = f"the store of waiting events failed: {error!r}; this is a defect, please report it"
 
     def _take_up(self, store: Store) -> None:
-        """Take in what an earlier start has left, once; at the start, if the file can be read then."""
+        """Take in what an earlier start has left, once: at the start, or when the file can be read at last."""
         if self._taken_up:
             return
         found = store.load() if store.exists else []
+        now_s = time.monotonic()
         with self._lock:
-            for stored in found:
-                number = self._add(stored.payload, stored.device, stored.name, stored.captured_at, restored=True)
-                self._in_store[number] = stored.id
+            # Before all that isn't sent yet, which gets new numbers.
+            later = [waiting for number, waiting in self._waiting.items() if number > self._sent]
+            for waiting in later:
+                self._take_out(waiting.number)
+            self._last = self._sent
+            for old in found:
+                restored = Waiting(0, old.payload, old.device, old.name, old.captured_at, now_s, restored=True)
+                self._in_store[self._add(restored)] = old.id
+            for waiting in later:
+                self._add(waiting)
         self._taken_up = True
         if found:
             log.info("%d event(s) of an earlier start wait in %s", len(found), store.path)

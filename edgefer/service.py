@@ -156,7 +156,7 @@ def watch(
 
 def hung_stages(camera: CameraState, sinks: Sequence[SinkState]) -> list[str]:
     """The stages in threads of their own that neither go on nor recover. Inference is the loop's own."""
-    return ["camera"] * (not camera.alive) + [sink.part for sink in sinks if not sink.alive]
+    return ["camera"] * (not camera.alive) + [part for sink in sinks for part in sink.hung]
 
 
 def publish(sinks: Sequence[Sink], frame: Frame | None, messages: Sequence[Message]) -> None:

@@ -353,6 +353,43 @@ def test_a_store_has_one_owner(folder, open_outbox):
     wait_until(lambda: second.problem is None, "the problem's end")
 
 
+def test_what_can_be_read_late_still_comes_before_all_that_is_not_sent_yet(folder, open_outbox):
+    first = open_outbox()
+    put(first, 1, 2)
+    wait_for_rows(folder, 2)
+    second = open_outbox()
+    put(second, 7, 8, 9)
+    sent = second.next_after(0)
+    assert b'"seq":7' in sent.payload
+    first.close()
+    wait_until(lambda: second.counts.waiting == 5, "what the first one left")
+    second.acknowledge(sent.number, replayed=False)
+    following = [second.next_after(sent.number)]
+    while (following_one := second.next_after(following[-1].number)) is not None:
+        following.append(following_one)
+    assert [(json.loads(w.payload)["seq"], w.restored) for w in following] == [
+        (1, True),
+        (2, True),
+        (8, False),
+        (9, False),
+    ]
+    assert second.counts == EventCounts(published=1, waiting=4)
+    second.close()
+    assert drain(open_outbox()) == [1, 2, 8, 9]
+
+
+def test_what_can_be_read_late_makes_room_for_what_is_newer(folder, open_outbox):
+    first = open_outbox()
+    put(first, 1, 2)
+    wait_for_rows(folder, 2)
+    second = open_outbox(capacity=4)
+    put(second, 7, 8, 9)
+    first.close()
+    wait_until(lambda: second.counts == EventCounts(waiting=4, dropped=1), "what the first one left")
+    assert drain(second) == [2, 7, 8, 9]
+    wait_for_rows(folder, 4)
+
+
 # Sealed
 
 

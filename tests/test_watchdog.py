@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from brokers import Broker, free_port, wait_until
 
+from edgefer.cameras import sample
+from edgefer.errors import InputError
 from edgefer.pulse import Pulse
 from edgefer.systemd import ServiceManager
 
@@ -33,9 +35,9 @@ sys.exit(main(["run"]))
 """
 """The daemon, in which a library's call doesn't return while a file is there, as a wedged driver's or socket's does."""
 SHORT_PATIENCE = """
-from edgefer import latest
+from edgefer import latest, outbox
 from edgefer.sinks import mqtt
-latest.READ_LIMIT_S = mqtt.ROUND_S = 1.5
+latest.READ_LIMIT_S = mqtt.ROUND_S = outbox.WRITE_S = 1.5
 """
 HUNG_INFERENCE = """
 from edgefer.vision import model
@@ -45,6 +47,11 @@ HUNG_BROKER_LOOP = """
 from paho.mqtt.client import Client
 Client.loop_misc = hanging(Client.loop_misc)
 """
+HUNG_STORE = """
+import fcntl
+fcntl.flock = hanging(fcntl.flock)
+"""
+"""The store takes this lock whenever it opens its file."""
 
 
 class NotifySocket:
@@ -185,6 +192,20 @@ def test_a_loop_of_the_broker_that_hangs_starves_the_watchdog(run, systemd, mosq
     assert systemd.is_fed
     (tmp_path / "hang").touch()
     systemd.wait_for("STATUS=the broker hangs")
+    assert not systemd.is_fed
+    (tmp_path / "hang").unlink()
+    systemd.wait_for("WATCHDOG=1")
+
+
+def test_a_store_that_hangs_starves_the_watchdog(run, systemd, tmp_path):
+    try:
+        sample.picture_path(sample.GRACE)
+    except InputError as missing:
+        pytest.skip(str(missing))
+    (tmp_path / "hang").touch()
+    run(None, HUNG_STORE, EDGEFER_CAMERA="sample://?loop=1")  # with the broker away, events go to the store
+    systemd.wait_for("WATCHDOG=1")
+    systemd.wait_for("STATUS=the store of waiting events hangs")
     assert not systemd.is_fed
     (tmp_path / "hang").unlink()
     systemd.wait_for("WATCHDOG=1")

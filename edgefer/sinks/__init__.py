@@ -22,8 +22,8 @@ class SinkState:
     events: EventCounts
     part: Literal["broker", "stdout"] = "broker"
     """Where the problem is, in the words of `health`."""
-    alive: bool = True
-    """Whether its thread goes on, or is in a recovery that ends; a broker that is away doesn't change that."""
+    hung: tuple[str, ...] = ()
+    """What of it neither goes on nor is in a recovery that ends; a broker that is away is no reason."""
     unstored: str | None = None
     """Why events that wait can't be kept for the next start; None while they can, or needn't."""
 

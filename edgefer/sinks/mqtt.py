@@ -80,7 +80,7 @@ class MqttSink:
             self._problem,
             self._outbox.counts,
             unstored=self._outbox.problem,
-            alive=not self._pulse.missed,
+            hung=("broker",) * self._pulse.missed + ("store of waiting events",) * (not self._outbox.alive),
         )
 
     def publish(self, frame: Frame | None, messages: Sequence[Message]) -> None:
