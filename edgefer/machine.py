@@ -8,11 +8,19 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from glob import iglob
 from pathlib import Path
 
 ROOT = Path("/")
 
+_FIRMWARE = "sys/devices/platform/soc*/soc*:firmware/get_throttled"
+"""soc/soc:firmware on a Raspberry Pi up to 4, soc@107c000000/soc@107c000000:firmware on a 5."""
+_FIXED_ZONE = "PMIC-Die"
+"""A zone of some Jetsons that always says 100 degrees."""
+_PLAUSIBLE_C = range(-50, 151)
+"""A zone whose sensor is switched off tells nonsense."""
 _THROTTLED_NOW = 0xF
 """Under-voltage, capped frequency, throttled, soft temperature limit: the Pi's flags for what is so now."""
 _TIME_ERROR = 5
@@ -50,20 +58,28 @@ def read_state(state_dir: Path, root: Path = ROOT) -> MachineState:
 
 
 def temperature_c(root: Path = ROOT) -> float | None:
-    """The processor's temperature in degrees Celsius."""
-    text = _read(root / "sys/class/thermal/thermal_zone0/temp")
-    return None if text is None else int(text) / 1000
+    """The temperature of the hottest thermal zone, in degrees Celsius."""
+    zones = (path for path in _files(root, "sys/class/thermal/thermal_zone*") if _read(path / "type") != _FIXED_ZONE)
+    told = (degrees / 1000 for zone in zones if (degrees := _number(zone / "temp")) is not None)
+    return max((degrees for degrees in told if round(degrees) in _PLAUSIBLE_C), default=None)
 
 
 def is_throttled(root: Path = ROOT) -> bool | None:
-    """Whether a Raspberry Pi runs slower now, for heat or a weak power supply."""
-    text = _read(root / "sys/devices/platform/soc/soc:firmware/get_throttled")
-    return None if text is None else bool(int(text, 16) & _THROTTLED_NOW)
+    """Whether a Raspberry Pi runs slower now, for heat or a weak power supply.
+
+    Where the kernel doesn't hand on the firmware's flags, it tells of the power supply alone.
+    """
+    flags = [flags for path in _files(root, _FIRMWARE) if (flags := _number(path, 16)) is not None]
+    supplies = [path for path in _files(root, "sys/class/hwmon/hwmon*") if _read(path / "name") == "rpi_volt"]
+    alarms = [alarm for path in supplies if (alarm := _number(path / "in0_lcrit_alarm")) is not None]
+    told = [bool(each & _THROTTLED_NOW) for each in flags] + [bool(alarm) for alarm in alarms]
+    return any(told) if told else None
 
 
 def memory_mb() -> float:
     """The resident memory of this process, and what the processes that it started (the camera's) don't share."""
-    children = [number for path in Path("/proc/self/task").glob("*/children") for number in (_read(path) or "").split()]
+    tasks = _files(ROOT, "proc/self/task/*/children")
+    children = [number for path in tasks for number in (_read(path) or "").split()]
     own, _ = _resident_and_shared("self")
     pages = own + sum(resident - shared for resident, shared in map(_resident_and_shared, children))
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
@@ -71,18 +87,16 @@ def memory_mb() -> float:
 
 def free_memory_mb(root: Path = ROOT) -> float | None:
     """The memory that is still to be had: of the machine, or of the service's control group where that is less."""
-    free = [line.split()[1] for line in (_read(root / "proc/meminfo") or "").splitlines() if "MemAvailable:" in line]
-    amounts = [int(kilobytes) * 1024 / 1e6 for kilobytes in free]
+    kilobytes = _numbers(root / "proc/meminfo").get("MemAvailable:")
+    amounts = [] if kilobytes is None else [kilobytes * 1024 / 1e6]
     group = (_read(root / "proc/self/cgroup") or "").removeprefix("0::/").splitlines()[:1]
     for folder in [root / "sys/fs/cgroup" / name for name in group]:
-        limits = [
-            int(text) for name in ("memory.high", "memory.max") if (text := _read(folder / name) or "").isdecimal()
-        ]
-        used, cached = _read(folder / "memory.current"), _read(folder / "memory.stat") or ""
+        limits = [limit for name in ("memory.high", "memory.max") if (limit := _number(folder / name)) is not None]
+        used = _number(folder / "memory.current")
         # The system takes back what it cached, before it ends anybody.
-        reclaimable = sum(int(line.split()[1]) for line in cached.splitlines() if line.startswith("inactive_file "))
-        if limits and used:
-            amounts.append((min(limits) - int(used) + reclaimable) / 1e6)
+        reclaimable = _numbers(folder / "memory.stat").get("inactive_file", 0)
+        if limits and used is not None:
+            amounts.append((min(limits) - used + reclaimable) / 1e6)
     return min(amounts, default=None)
 
 
@@ -119,8 +133,33 @@ def _resident_and_shared(process: str) -> tuple[int, int]:
     return int(fields[1]), int(fields[2])
 
 
-def _read(path: Path) -> str | None:
+def _files(root: Path, pattern: str) -> Iterator[Path]:
+    """What matches now; it may be gone in a moment."""
+    names = iglob(pattern, root_dir=root)  # noqa: PTH207  # pathlib's fails where a folder goes meanwhile
+    return (root / name for name in names)
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """What stands behind each name in a file of lines; lines without a whole number are left out."""
+    pairs = [line.split()[:2] for line in (_read(path) or "").splitlines()]
+    return {pair[0]: value for pair in pairs if (value := _whole(pair[-1] if pair else "")) is not None}
+
+
+def _number(path: Path, base: int = 10) -> int | None:
+    """A file's whole number; None where it isn't there, or holds something else ("max")."""
+    return _whole(_read(path) or "", base)
+
+
+def _whole(text: str, base: int = 10) -> int | None:
     try:
-        return path.read_text().strip() or None
+        return int(text, base)
+    except ValueError:
+        return None
+
+
+def _read(path: Path) -> str | None:
+    """A file's text; None where there is none, for the moment perhaps."""
+    try:
+        return path.read_text(errors="replace").strip() or None
     except OSError:
         return None

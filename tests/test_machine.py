@@ -18,7 +18,7 @@ def root(tmp_path):
     def write(path: str, text: str) -> None:
         file = tmp_path / "root" / path
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+        file.write_text(text, errors="surrogateescape")
 
     write.path = tmp_path / "root"
     write.temperature = lambda degrees: write("sys/class/thermal/thermal_zone0/temp", f"{degrees * 1000:.0f}\n")
@@ -45,9 +45,48 @@ def test_a_pis_flags_for_now_count_and_those_of_the_past_do_not(root, text, thro
     assert machine.is_throttled(root.path) is throttled
 
 
-def test_heat_is_in_degrees(root):
+def test_a_pi_5_has_its_flags_elsewhere(root):
+    root("sys/devices/platform/soc@107c000000/soc@107c000000:firmware/get_throttled", "50005\n")
+    assert machine.is_throttled(root.path) is True
+
+
+@pytest.mark.parametrize(("alarm", "throttled"), [("0\n", False), ("1\n", True), ("", None)])
+def test_a_kernel_without_the_flags_tells_of_the_power_supply(root, alarm, throttled):
+    root("sys/class/hwmon/hwmon0/name", "cpu_thermal\n")
+    root("sys/class/hwmon/hwmon2/name", "rpi_volt\n")
+    root("sys/class/hwmon/hwmon2/in0_lcrit_alarm", alarm)
+    assert machine.is_throttled(root.path) is throttled
+
+
+def test_heat_is_in_degrees_and_the_hottest_zone_counts(root):
     root.temperature(61.234)
     assert machine.temperature_c(root.path) == pytest.approx(61.234)
+    root("sys/class/thermal/thermal_zone1/temp", "58000\n")
+    root("sys/class/thermal/thermal_zone10/temp", "71000\n")
+    # A sensor that is off, and one of a Jetson that isn't a sensor.
+    root("sys/class/thermal/thermal_zone3/temp", "-274000\n")
+    root("sys/class/thermal/thermal_zone4/temp", "100000\n")
+    root("sys/class/thermal/thermal_zone4/type", "PMIC-Die\n")
+    assert machine.temperature_c(root.path) == 71
+
+
+@pytest.mark.parametrize("odd", ["", "\n", "N/A", "0x", "-", "max", "\0", "\udcff", "0.5", "1 z", "z" * 5000])
+def test_whatever_the_kernel_says_nothing_fails(root, tmp_path, odd):
+    for path in (
+        "sys/class/thermal/thermal_zone0/temp",
+        "sys/devices/platform/soc/soc:firmware/get_throttled",
+        "sys/class/hwmon/hwmon0/in0_lcrit_alarm",
+        "sys/fs/cgroup/edgefer/memory.max",
+        "sys/fs/cgroup/edgefer/memory.current",
+    ):
+        root(path, odd)
+    root("sys/class/hwmon/hwmon0/name", "rpi_volt\n")
+    root("proc/self/cgroup", "0::/edgefer\n")
+    root("proc/meminfo", f"MemAvailable: {odd}\nMemAvailable: {'9' * 5000}\nMemAvailable:\n\n")
+    root("sys/fs/cgroup/edgefer/memory.stat", f"inactive_file {odd}\n")
+    state = machine.read_state(tmp_path, root.path)
+    assert (state.temperature_c, state.throttled) == (None, None)
+    assert state.free_memory_mb == (pytest.approx(0.001024) if odd == "1 z" else None)
 
 
 def test_free_memory_is_the_machines_or_the_services_own_where_that_is_less(root):
