@@ -18,15 +18,26 @@ RUN_S = 100
 
 
 class Daemon:
-    """`edgefer run` as a process; what it logs, and what it writes to standard output. `command` goes before it."""
+    """`edgefer run` as a process; what it logs, and what it writes to standard output.
 
-    def __init__(self, folder: Path, broker: Broker, *, command: Sequence[str] = (), **variables: str) -> None:
+    `command` goes before it; `program` is what Python runs.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        broker: Broker,
+        *,
+        command: Sequence[str] = (),
+        program: Sequence[str] = ("-m", "edgefer", "run"),
+        **variables: str,
+    ) -> None:
         self.log = folder / "edgefer.log"
         self.lines = folder / "edgefer.jsonl"
         self.state = folder / "state"
         with self.log.open("ab") as log, self.lines.open("ab") as lines:
             self.process = subprocess.Popen(
-                [*command, sys.executable, "-m", "edgefer", "run"],
+                [*command, sys.executable, *program],
                 env=environment(folder) | broker.variables | variables,
                 cwd=folder,
                 stdout=lines,

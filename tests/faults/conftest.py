@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,10 +27,10 @@ def pictures() -> None:
 
 @pytest.fixture
 def run(pictures: None, tmp_path: Path, closing: contextlib.ExitStack) -> Callable[..., Daemon]:
-    """Starts a busy daemon that ends with the test; `variables` change its settings."""
+    """Starts a busy daemon that ends with the test; `variables` change its settings, `program` what Python runs."""
 
-    def start(broker: Broker, **variables: str) -> Daemon:
-        daemon = Daemon(tmp_path, broker, **BUSY | variables)
+    def start(broker: Broker, program: Sequence[str] = ("-m", "edgefer", "run"), **variables: str) -> Daemon:
+        daemon = Daemon(tmp_path, broker, program=program, **BUSY | variables)
         closing.callback(daemon.process.wait)
         closing.callback(daemon.process.kill)
         return daemon
