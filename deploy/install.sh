@@ -173,7 +173,8 @@ name_version() {
     local number=1
     while [[ -e $versions/$version-$number ]]; do number=$((number + 1)); done
     new=$versions/$version-$number
-    if [[ -L $current ]]; then former=$(readlink -f "$current"); fi
+    # A link that leads nowhere, to a folder that somebody has removed, is no version to go back to.
+    if [[ -d $current ]]; then former=$(readlink -f "$current"); fi
 }
 
 build_version() {

@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from edgefer.escape import SafeFormatter, escape
 JOURNAL = Path("/run/systemd/journal/socket")
 """Where the journal takes entries (systemd.io/JOURNAL_NATIVE_PROTOCOL)."""
 BURST, BURST_S = 20, 60.0
-"""So many lines from one place in the code are written in so many seconds; the next one says how many were left out."""
+"""So many lines from one place in the code are written in so many seconds; then one says how many were left out."""
 LONGEST = 8000
 """Characters of a field: a journal's entry fits one datagram."""
 FIELDS = ("EDGEFER_TRACK", "EDGEFER_PEOPLE", "EDGEFER_CAMERA", "EDGEFER_CODE")
 """What a log line may carry besides its words, as `extra`: `journalctl EDGEFER_CODE=frozen` finds them."""
+_Place = tuple[str, int]
+"""A file of the code, and a line in it."""
 
 
 def set_up(environment: Mapping[str, str] = os.environ, journal: Path = JOURNAL) -> None:
@@ -46,22 +49,41 @@ def is_journal(environment: Mapping[str, str], descriptor: int) -> bool:
 
 
 class RateLimit(logging.Filter):
-    """Leaves out lines that come too often from one place in the code, and says how many."""
+    """Leaves out lines that come too often from one place in the code, and says how many, once the burst is over."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._places: dict[tuple[str, int], tuple[float, int]] = {}
+        self._lock = threading.Lock()
+        self._places: dict[_Place, tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a line is written."""
         place = record.pathname, record.lineno
-        since_s, count = self._places.get(place, (record.created, 0))
-        if record.created - since_s > BURST_S:
-            if count > BURST:
-                record.msg, record.args = f"{record.getMessage()} ({count - BURST} more like this were left out)", ()
-            since_s, count = record.created, 0
-        self._places[place] = since_s, count + 1
+        with self._lock:
+            since_s, count = self._places.get(place, (record.created, 0))
+            if record.created - since_s > BURST_S:
+                if count > BURST:
+                    record.msg, record.args = _summed_up(record, count), ()
+                since_s, count = record.created, 0
+            self._places[place] = since_s, count + 1
+        if count == BURST:  # perhaps no other follows the burst
+            timer = threading.Timer(BURST_S - (record.created - since_s), self._sum_up, (place, since_s, record))
+            timer.daemon = True
+            timer.start()
         return count < BURST
+
+    def _sum_up(self, place: _Place, since_s: float, record: logging.LogRecord) -> None:
+        """Say how many lines of a burst were left out, where no later line has."""
+        with self._lock:
+            begun_s, count = self._places.get(place, (None, 0))
+            if begun_s != since_s:
+                return
+            del self._places[place]
+        logging.getLogger(record.name).log(record.levelno, "%s", _summed_up(record, count))
+
+
+def _summed_up(record: logging.LogRecord, count: int) -> str:
+    return f"{record.getMessage()} ({count - BURST} more like this were left out)"
 
 
 class JournalHandler(logging.Handler):

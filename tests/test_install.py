@@ -195,6 +195,15 @@ def test_install_enrol_upgrade_go_back_and_uninstall(system, wheels, tmp_path):
         "current",
     ]
 
+    # Somebody has removed the version in use: there is nothing to go back to, and everything to mend.
+    system("rm", "-rf", f"/opt/edgefer/{__version__}-2")
+    refused = system(*INSTALL, check=False)
+    assert refused.returncode == 1
+    assert "the former one" not in refused.stderr
+    offer(system, wheels)
+    system(*INSTALL)
+    assert system.is_running()
+
     system("/srv/edgefer/deploy/install.sh", "--uninstall")
     assert not system.is_running()
     assert left_of(system) == {"/etc/edgefer", "/var/lib/edgefer", "user"}

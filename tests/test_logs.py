@@ -1,5 +1,6 @@
 """Log lines: with fields to a journal's socket, readable elsewhere, and never too many."""
 
+import io
 import logging
 import os
 import socket
@@ -8,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from brokers import wait_until
 
 from edgefer import logs
 
@@ -100,6 +102,21 @@ def test_what_comes_too_often_is_left_out_and_counted():
     after_that = line_from("a.py", logs.BURST_S + 2)
     assert limit.filter(after_that)
     assert after_that.getMessage() == "again"
+
+
+def test_the_count_is_told_though_nothing_more_is_logged(monkeypatch, closing):
+    monkeypatch.setattr(logs, "BURST_S", 0.5)
+    lines = io.StringIO()
+    handler = logging.StreamHandler(lines)
+    handler.addFilter(logs.RateLimit())
+    log.addHandler(handler)
+    closing.callback(log.removeHandler, handler)
+    for number in range(3 * logs.BURST):
+        log.warning("the broker says no, %d", number)
+    wait_until(lambda: "left out" in lines.getvalue(), "the count")
+    written = lines.getvalue().splitlines()
+    assert len(written) == logs.BURST + 1
+    assert written[-1] == f"the broker says no, {logs.BURST} ({2 * logs.BURST} more like this were left out)"
 
 
 @pytest.mark.parametrize("under_systemd", [True, False])
