@@ -36,7 +36,11 @@ soak: .venv/dev mosquitto ## an hour (SOAK_S) of faults: are memory and file han
 	PYTHONPATH=tests .venv/bin/python tests/faults/soak.py $(SOAK_S)
 
 audit: .venv-audit/done ## known vulnerabilities of what a wheel installs; asks a public service, and fails where it can't
-	.venv-audit/bin/pip-audit --requirement .venv-audit/installed.txt --no-deps --disable-pip --strict
+	@# Where the service can't be reached it ends in a traceback, which says less than its last line.
+	@errors=.venv-audit/errors; \
+	if .venv-audit/bin/pip-audit --requirement .venv-audit/installed.txt --no-deps --disable-pip --strict 2>$$errors; then cat $$errors; \
+	elif grep -q '^Found ' $$errors; then cat $$errors >&2; exit 1; \
+	else tail -n 1 $$errors >&2; echo 'make audit: nothing was audited: the service was not reached, or does not know a package (see above); try again with a network' >&2; exit 1; fi
 
 sbom: .venv-audit/done ## what a wheel installs, as a CycloneDX bill of materials in dist/
 	mkdir -p dist

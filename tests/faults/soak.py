@@ -1,17 +1,21 @@
-"""A busy daemon for an hour, whose broker fails now and then: are memory and handles flat, has every event arrived?
+"""A busy daemon for an hour, whose broker and camera fail in turn: is its memory flat, has every event arrived?
 
 `make soak`, or `make soak SOAK_S=300`. Each minute a line; in the end a verdict, and exit code 1 where it is no.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,13 +44,25 @@ class Sample:
     rss_mb: float
     handles: int
     threads: int
+    camera_mb: float
+    """The resident memory of the camera's process, which is another one after most of its faults."""
     state_kb: float
 
     def __str__(self) -> str:
         return (
-            f"{self.second:7.0f} s  {self.own_mb:6.1f} MB own  {self.pss_mb:7.1f} MB PSS  {self.rss_mb:7.1f} MB RSS  "
-            f"{self.handles:4d} handles  {self.threads:3d} threads  {self.state_kb:8.0f} kB of state"
+            f"{self.second:6.0f} s  {self.own_mb:6.1f} MB own  {self.pss_mb:6.1f} MB PSS  {self.rss_mb:6.1f} MB RSS  "
+            f"{self.handles:3d} handles  {self.threads:2d} threads  {self.camera_mb:5.1f} MB camera  "
+            f"{self.state_kb:5.0f} kB of state"
         )
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that goes wrong: what, how it begins, how it ends."""
+
+    name: str
+    begin: Callable[[], object]
+    end: Callable[[], object]
 
 
 def look(daemon: Daemon, started_s: float) -> Sample:
@@ -60,21 +76,34 @@ def look(daemon: Daemon, started_s: float) -> Sample:
         rss_mb=int(memory["Rss:"]) / 1000,
         handles=len(list((process / "fd").iterdir())),
         threads=len(list((process / "task").iterdir())),
+        camera_mb=camera_mb(process),
         state_kb=sum(path.stat().st_size for path in daemon.state.glob("*")) / 1000,
     )
 
 
-def faults(broker: Mosquitto, cable: Cable) -> Iterator[tuple[str, Callable[[], None], Callable[[], None]]]:
-    """What can go wrong, one after the other, without end: its name, its beginning and its end."""
-    yield from itertools.cycle(
-        [
-            ("hangs", broker.pause, broker.resume),
-            ("is cut off", cable.pull, cable.plug_in),
-            ("is slow", lambda: cable.slow_down(0.7), lambda: cable.slow_down(0)),
-            ("is full", cable.fill, lambda: cable.fill(full=False)),
-            ("is restarted", broker.stop, broker.start),
-        ]
-    )
+def camera_mb(daemon: Path) -> float:
+    """The resident memory of the camera's process; 0 where it has just ended."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        (camera,) = " ".join(path.read_text() for path in daemon.glob("task/*/children")).split()
+        return int(Path(f"/proc/{camera}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return 0.0
+
+
+def faults(broker: Mosquitto, cable: Cable, camera: Path) -> Iterator[Fault]:
+    """What can go wrong, one after the other, without end; `camera` is the file that a faulty camera obeys."""
+    of_broker = [
+        Fault("the broker hangs", broker.pause, broker.resume),
+        Fault("the broker is cut off", cable.pull, cable.plug_in),
+        Fault("the broker is slow", lambda: cable.slow_down(0.7), lambda: cable.slow_down(0)),
+        Fault("the broker is full", cable.fill, lambda: cable.fill(full=False)),
+        Fault("the broker is restarted", broker.stop, broker.start),
+    ]
+    of_camera = [
+        Fault(f"the camera: {word}", partial(camera.write_text, word), partial(camera.write_text, "ok"))
+        for word in ("freeze", "hang", "crash", "vanish", "dark", "slow")
+    ]
+    for pair in zip(itertools.cycle(of_broker), itertools.cycle(of_camera), strict=False):
+        yield from pair
 
 
 def verdict(samples: list[Sample]) -> list[str]:
@@ -101,22 +130,27 @@ def soak(seconds: float) -> list[str]:
         subscriber = Subscriber(broker)
         parts.callback(subscriber.close)
         models = {"EDGEFER_IDENTITY__ENABLED": "true", "EDGEFER_EMOTION__ENABLED": "true"}
-        daemon = Daemon(folder, broker, **BUSY | models, EDGEFER_MQTT__PORT=str(cable.port))
+        camera = folder / "fault"
+        source = {"EDGEFER_CAMERA": f"faulty://{camera}?show=sample", "EDGEFER_FRAME__FPS": "10"}
+        daemon = Daemon(folder, broker, **BUSY | models | source, EDGEFER_MQTT__PORT=str(cable.port))
         parts.callback(daemon.process.wait)
         parts.callback(daemon.process.kill)
         subscriber.wait_for_payload("/face", lambda event: event["seq"])
         started_s = time.monotonic()
         samples: list[Sample] = []
-        for name, begin, end in faults(broker, cable):
+        counts = Counter[str]()
+        for fault in faults(broker, cable, camera):
             if time.monotonic() - started_s > seconds:
                 break
-            begin()
+            counts[fault.name] += 1
+            fault.begin()
             time.sleep(FAULT_S / 2)
-            end()
+            fault.end()
             time.sleep(FAULT_S / 2)
             if not samples or time.monotonic() - started_s - samples[-1].second >= min(SAMPLE_S, seconds / 10):
                 samples.append(look(daemon, started_s))
-                print(f"{samples[-1]}  (the broker {name})", flush=True)
+                print(f"{samples[-1]}  ({fault.name})", flush=True)
+        print(", ".join(f"{count} x {name}" for name, count in counts.items()))
         last = daemon.events[-1]["seq"]
         subscriber.wait_for_payload("/face", lambda event: event["seq"] >= last)
         wrong = verdict(samples)
