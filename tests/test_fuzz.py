@@ -1,10 +1,12 @@
 """Whatever a file or a variable holds: a result, or one clear error; no crash, no hang, no line that isn't ours."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,11 +15,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from brokers import PATIENCE_S, Broker, wait_until
+from daemons import Daemon
 from examples import face_event
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_models import CARD, TINY
 
+from edgefer import control
 from edgefer.cameras import CameraUri, parse_uri
 from edgefer.errors import CameraError, InputError, ModelError, SettingsError, UsageError
 from edgefer.escape import SafeFormatter, escape
@@ -239,6 +244,84 @@ def test_the_file_of_waiting_events(content):
         again = Outbox(60, store=Store(Path(name)))
         assert again.counts.waiting == found.waiting + 1
         again.close()
+
+
+# The control socket
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory):
+    """A daemon that runs through all of it."""
+    if not RUNTIME:
+        pytest.skip("no TFLite runtime is installed")
+    folder = tmp_path_factory.mktemp("daemon")
+    running = Daemon(folder, Broker(folder), EDGEFER_SINKS="stdout", EDGEFER_CAMERA="synthetic://?fps=2")
+    try:
+        wait_until((folder / "run" / control.NAME).exists, "the control socket")
+        running.socket = str(folder / "run" / control.NAME)
+        yield running
+        assert running.stop() == 0
+        assert "Traceback" not in running.told
+        assert "this is a defect" not in running.told
+    finally:
+        running.process.kill()
+        running.process.wait()
+
+
+def talk(daemon: Daemon, request: bytes) -> dict | None:
+    """What it answers to somebody who says this and no more; None where it is nothing."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(PATIENCE_S)
+        connection.connect(daemon.socket)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has heard enough
+            connection.sendall(request)
+            connection.shutdown(socket.SHUT_WR)
+        answer = connection.makefile("rb").readline()
+        return json.loads(answer) if answer else None
+
+
+asked = {"schema": "edgefer.control/1", "ask": "state", "seconds": 5.0, "pictures": False}
+requests = st.one_of(
+    st.binary(max_size=300),
+    st.binary(max_size=300).map(lambda line: line.replace(b"\n", b"") + b"\n"),
+    damaged(json.dumps(asked).encode() + b"\n"),
+    json_values.map(lambda value: json.dumps(value).encode() + b"\n"),
+    st.builds(
+        lambda name, value: json.dumps(asked | {name: value}).encode() + b"\n",
+        st.sampled_from([*asked, "another"]),
+        json_values,
+    ),
+    st.integers(control.MAX_REQUEST - 1, 300_000).map(lambda length: b"x" * length),
+)
+
+
+@bounded
+@given(requests)
+@example(b"[" * 4000 + b"\n")
+@example(b'{"ask": "looks", "seconds": 1e999}\n')
+@example(b'{"ask": "looks", "seconds": 60, "pictures": true}\n')
+@example(b'{"ask": "state"}' + b" " * control.MAX_REQUEST + b"\n")
+def test_a_line_on_the_control_socket(daemon, line):
+    told = talk(daemon, line)
+    assert told is not None
+    assert told["schema"] == "edgefer.control/1"
+    if told["problem"] is not None:
+        is_one_line(told["problem"])
+        assert "\n" not in told["problem"]
+    else:
+        assert json.loads(line.partition(b"\n")[0])["ask"] in ("state", "looks")
+    assert talk(daemon, b'{"ask": "state"}\n')["problem"] is None
+
+
+@few
+@given(requests)
+def test_who_hangs_up_on_the_control_socket(daemon, line):
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(PATIENCE_S)
+        connection.connect(daemon.socket)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(line)
+    assert talk(daemon, b'{"ask": "state"}\n')["problem"] is None
 
 
 # What is shown
