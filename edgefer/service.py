@@ -139,7 +139,7 @@ def watch(
             log.info("the file is played to its end")
             return
         if frame is None and identifier is not None:
-            identifier.refresh(time.monotonic())  # who is removed is forgotten without a camera, too
+            identifier.refresh(time.monotonic())  # somebody may be removed while there is no camera
         if frame is not None:
             publish(sinks, frame, pipeline(frame))
             health.frame_done(frame)

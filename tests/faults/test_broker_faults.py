@@ -183,20 +183,27 @@ def test_a_daemon_that_is_killed_loses_at_most_its_last_second(run, mosquitto, s
     assert all(sum(events[n] for n in ("published", "waiting", "expired", "dropped")) >= arrived for events in told)
 
 
-@pytest.mark.parametrize("store", ["true", "false"], ids=["on disk", "in memory alone"])
-def test_who_is_removed_is_in_nothing_that_arrives(run, mosquitto, subscribe, edgefer, store):
+@pytest.mark.parametrize("store", ["true", "false"], ids=["on disk", "in memory alone, with the camera away"])
+def test_who_is_removed_is_in_nothing_that_arrives(run, mosquitto, subscribe, edgefer, tmp_path, store):
     assert edgefer("enroll", sample_name(), "--images", sample_picture()).returncode == 0
     subscriber = subscribe(mosquitto)
     mosquitto.stop()
-    daemon = run(mosquitto, EDGEFER_IDENTITY__ENABLED="true", EDGEFER_EVENTS__STORE=store)
+    camera = tmp_path / "fault"
+    variables = {"EDGEFER_CAMERA": f"faulty://{camera}?show=sample", "EDGEFER_FRAME__FPS": "20"}
+    daemon = run(mosquitto, EDGEFER_IDENTITY__ENABLED="true", EDGEFER_EVENTS__STORE=store, **variables)
 
     def names() -> int:
         return sum(event["identity"]["name"] == sample_name() for event in daemon.events)
 
     wait_until(lambda: names() >= 10, "events that name her")
-    wait_until(lambda: store == "false" or rows(daemon) > 20, "events on disk", START_S)
+    if store == "true":
+        wait_until(lambda: rows(daemon) > 20, "events on disk", START_S)
+    else:
+        camera.write_text("vanish")
+        wait_until(lambda: "was unplugged" in daemon.told, "the camera to be missed")
     assert edgefer("people", "remove", sample_name()).returncode == 0
     wait_until(lambda: "somebody who was forgotten" in daemon.told, "the daemon to notice")
+    camera.write_text("ok")
 
     def unnamed() -> bool:
         named = names()
