@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 import time
@@ -89,6 +90,8 @@ def run(settings: Settings, stop: threading.Event, root: Path = machine.ROOT) ->
             manager.stopping()
             camera.stop()  # while what waits goes out
             publish(sinks, None, pipeline.end())
+            if identifier is not None:
+                identifier.refresh(math.inf)  # nobody who was just removed goes to the store
         return health.totals()
 
 

@@ -5,16 +5,18 @@ import os
 import pty
 import shutil
 import stat
+import threading
 from contextlib import closing
 from itertools import chain
 
 import cv2
 import numpy as np
 import pytest
-from brokers import wait_until
+from brokers import free_port, wait_until
 from paho.mqtt import publish
 from test_models import place
 
+from edgefer import service
 from edgefer.__main__ import main
 from edgefer.cameras import sample
 from edgefer.errors import InputError
@@ -190,6 +192,31 @@ class TestEnroll:
         monkeypatch.setattr("edgefer.enroll.FRAME_S", 0.5)
         code, _, errors = edgefer("enroll", "Grace", "--camera")
         assert (code, "/dev/video97" in errors) == (74, True)
+
+
+@needs_pictures
+def test_a_daemon_that_stops_at_once_keeps_nothing_of_who_was_removed(edgefer, state, monkeypatch):
+    monkeypatch.setattr("edgefer.identify.REFRESH_S", 1e6)
+    assert edgefer("enroll", "Grace", "--images", GRACE)[0] == 0
+    for name, value in {"SINKS": "mqtt", "MQTT__PORT": str(free_port()), "CAMERA": "sample://?loop=1"}.items():
+        monkeypatch.setenv(f"EDGEFER_{name}", value)
+    monkeypatch.setenv("EDGEFER_EVENTS__INTERVAL_S", "0.1")
+    stop = threading.Event()
+    daemon = threading.Thread(target=service.run, args=(load_settings(), stop))
+    daemon.start()
+
+    def waits() -> bool:
+        return any(b'"Grace"' in path.read_bytes() for path in state.glob("outbox.sqlite3*"))
+
+    try:
+        wait_until(waits, "events that name her")
+        with gallery() as opened:
+            opened.remove("Grace")
+    finally:
+        stop.set()
+        daemon.join(30)
+    assert not daemon.is_alive()
+    assert not waits()
 
 
 class TestPeople:
