@@ -39,6 +39,8 @@ IN_FLIGHT = 20
 STALL_S = 1.0
 """No more is sent once an acknowledgement is missing for so long. What is sent can't be called back: a broker that
 hangs and wakes up later would hand it on as if it were new, whereas what is kept here can still be marked as late."""
+MAX_PACKET = 64 * 1024
+"""Bytes of what a broker may send at once: we subscribe to nothing, and its acknowledgements are short."""
 
 Acknowledged = Callable[[str | None], None]
 """Is told what became of a message: None when the broker took it, else why it didn't."""
@@ -143,6 +145,8 @@ class Connection:
         except (OSError, UnicodeError) as error:
             raise BrokerError(why_unreachable(error, self._settings, ANSWER_TIMEOUT_S)) from error
         if isinstance(connection := self._client.socket(), socket.socket):
+            # paho takes a hundred such bufferfuls before it lets us look at what comes.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MAX_PACKET)
             # Otherwise Nagle's algorithm holds back what follows an unacknowledged packet: 23 ms a message, not 0.6.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         while not self._accepted:
@@ -182,6 +186,9 @@ class Connection:
             raise BrokerError(f"{self._where} sends something that isn't MQTT; {CHECK_ADDRESS}") from error
         if self._client.socket() is None:
             raise self._lost()
+        # paho itself would keep up to 256 MB.
+        if self._client._in_packet["remaining_length"] > MAX_PACKET:  # noqa: SLF001  # told by nothing public
+            raise BrokerError(f"{self._where} sends a message larger than {MAX_PACKET >> 10} KiB; {CHECK_ADDRESS}")
 
     def say_goodbye(self) -> None:
         """End the connection in good order: the broker forgets the last will."""

@@ -563,6 +563,20 @@ def test_something_that_is_no_broker_is_told_and_nothing_more(answer, open_sink,
         server.shutdown(socket.SHUT_RDWR)
 
 
+def test_a_message_that_nobody_asked_for_and_that_is_huge_is_not_waited_for():
+    def promise_much() -> None:
+        client, _ = server.accept()
+        with client, suppress(OSError):
+            client.recv(4096)
+            client.sendall(b"\x30\xff\xff\xff\x7f" + bytes(1000))  # 256 MB are to come
+            client.recv(4096)
+
+    with socket.create_server(("localhost", 0)) as server:
+        threading.Thread(target=promise_much, daemon=True).start()
+        with pytest.raises(BrokerError, match=r"^the broker at localhost:\d+ sends a message larger than 64 KiB"):
+            check_broker(Settings(device="hall-pi", mqtt={"port": server.getsockname()[1]}))
+
+
 def answer_everybody(server: socket.socket, answer: bytes) -> None:
     with suppress(OSError):
         while True:
