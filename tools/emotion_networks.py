@@ -116,9 +116,7 @@ def steady(rate: float, _: int) -> Rates:
 
 def averaged_muon(rates: Rates) -> keras.optimizers.Optimizer:
     """Muon for the convolutions, Adam for the rest, weight decay, and an average of the weights."""
-    return Muon(
-        rates, weight_decay=0.02, adam_weight_decay=0.02, adam_lr_ratio=0.25, use_ema=True, ema_momentum=0.998
-    )
+    return Muon(rates, weight_decay=0.02, adam_weight_decay=0.02, adam_lr_ratio=0.25, use_ema=True, ema_momentum=0.998)
 
 
 NETWORKS = {
