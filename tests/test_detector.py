@@ -12,75 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
-from edgefer.errors import ModelError
 from edgefer.messages import Box, Detection
-from edgefer.vision.card import ModelCard, ModelInput
-from edgefer.vision.detector import MAX_IOU, Detector, decode_centre, grid_cells, suppress
+from edgefer.vision.decoders import decode_centre, grid_cells
+from edgefer.vision.detector import MAX_IOU, Detector, suppress
 from edgefer.vision.model import Model, find_model
 from edgefer.vision.preprocess import PADDING, letterbox
 
 ROOT = Path(__file__).parent.parent
-
-
-def logit(score: float) -> float:
-    return float(np.log(score / (1 - score)))
-
-
-def silent(cells: int) -> list[np.ndarray]:
-    """Logits, sides and landmarks of a model that sees nothing."""
-    return [np.full((cells, 1), -9.0, np.float32), np.zeros((cells, 4), np.float32), np.zeros((cells, 10), np.float32)]
-
-
-# Decoding
-
-
-def test_the_cells_are_those_of_three_grids_row_by_row():
-    cells = grid_cells(64, 32)
-    assert cells.tolist()[:9] == [[x, 4, 8] for x in range(4, 64, 8)] + [[4, 12, 8]]
-    assert cells.tolist()[32:] == [
-        *([x, y, 16] for y in (8, 24) for x in (8, 24, 40, 56)),
-        [16, 16, 32],
-        [48, 16, 32],
-    ]
-
-
-def test_a_side_that_the_stride_doesnt_divide_is_covered():
-    assert len(grid_cells(65, 33)) == 9 * 5 + 5 * 3 + 3 * 2
-
-
-def test_one_face_is_decoded_exactly():
-    cells = grid_cells(64, 32)
-    logits, sides, landmarks = silent(len(cells))
-    i = 32 + 4 + 2  # stride 16, second row, third column: its middle is (40, 24)
-    logits[i], sides[i], landmarks[i] = logit(0.75), [0.5, 1.0, 1.5, 0.25], np.arange(10) / 4 - 1
-    scores, boxes, points = decode_centre((logits, sides, landmarks), cells, 0.5)
-    np.testing.assert_allclose(scores, [0.75], rtol=1e-6)
-    np.testing.assert_array_equal(boxes, [[40 - 8, 24 - 16, 40 + 24, 24 + 4]])
-    np.testing.assert_array_equal(points, [[[24, 28 - 16], [32, 36 - 16], [40, 44 - 16], [48, 52 - 16], [56, 60 - 16]]])
-
-
-def test_the_outputs_may_come_in_any_order():
-    cells = grid_cells(64, 32)
-    outputs = silent(len(cells))
-    outputs[0][5] = 3.0
-    expected = decode_centre(tuple(outputs), cells, 0.5)
-    for got, wanted in zip(decode_centre(tuple(outputs[::-1]), cells, 0.5), expected, strict=True):
-        np.testing.assert_array_equal(got, wanted)
-
-
-def test_only_scores_from_the_threshold_up_are_decoded():
-    cells = grid_cells(64, 32)
-    outputs = silent(len(cells))
-    outputs[0][:3, 0] = [logit(0.59), logit(0.61), logit(0.9)]
-    scores, _, _ = decode_centre(tuple(outputs), cells, 0.6)
-    np.testing.assert_allclose(scores, [0.61, 0.9], rtol=1e-5)
-
-
-@pytest.mark.parametrize(("min_score", "count"), [(0.0, 42), (1.0, 0)])
-def test_thresholds_at_the_ends(min_score, count):
-    cells = grid_cells(64, 32)
-    scores, boxes, points = decode_centre(tuple(silent(len(cells))), cells, min_score)
-    assert (scores.shape, boxes.shape, points.shape) == ((count,), (count, 4), (count, 5, 2))
 
 
 # Suppressing
@@ -217,22 +155,6 @@ def test_a_known_face_is_found_where_it_is(model):
     truth = [(203, 101), (247, 103), (226, 124), (206, 143), (242, 143)]
     # Within a seventh of the face: this first version puts landmarks a tenth of it off.
     assert np.hypot(*np.subtract(face.landmarks, truth).T).max() < 14
-
-
-# What doesn't fit
-
-
-def test_outputs_of_other_shapes_are_refused(tmp_path):
-    path = tmp_path / "classifier.tflite"
-    path.write_bytes((ROOT / "tests/data/int8.tflite").read_bytes())  # 8x8 gray in, three scores out
-    card = ModelCard(
-        "edgefer.model/1", "classifier", "detector", "edgefer-centre", ModelInput(8, 8, "gray", (0.0, 1.0))
-    )
-    path.with_suffix(".json").write_text(card.to_json())
-    with pytest.raises(ModelError) as refused:
-        Detector(Model(path, "detector"))
-    wanted = "decoder edgefer-centre needs outputs [(3, 1), (3, 4), (3, 10)], the model has [(3,)]"
-    assert str(refused.value) == f"{path}: {wanted}"
 
 
 # The marks, and what training is told; tools/ is no package

@@ -34,7 +34,7 @@ from muon import Muon
 
 from edgefer.messages import Image
 from edgefer.vision.card import ModelCard, ModelInput
-from edgefer.vision.detector import grid_cells
+from edgefer.vision.decoders import grid_cells
 from edgefer.vision.model import Model, Outputs
 from edgefer.vision.preprocess import letterbox, normalise
 

@@ -13,7 +13,7 @@ from edgefer.files import read_bounded
 
 Task = Literal["detector", "embedding", "emotion"]
 Colour = Literal["gray", "rgb", "bgr"]
-Decoder = Literal["softmax", "unit-vector", "edgefer-centre"]
+Decoder = Literal["softmax", "unit-vector", "edgefer-centre", "blazeface", "yunet"]
 Text = Annotated[str, Field(max_length=64)]
 """Names, which may go into every event."""
 MAX_CARD_BYTES = 2**20
@@ -93,7 +93,7 @@ _thresholds: dict[Task, set[str]] = {
     "emotion": {"min_confidence"},
 }
 _decoders: dict[Task, tuple[Decoder, ...]] = {
-    "detector": ("edgefer-centre",),
+    "detector": ("edgefer-centre", "blazeface", "yunet"),
     "embedding": ("unit-vector",),
     "emotion": ("softmax",),
 }
