@@ -189,6 +189,21 @@ def test_what_quantize_refuses_is_told_and_leaves_nothing(models, tmp_path, argu
     assert list(tmp_path.iterdir()) == []
 
 
+def test_upsampling_stays_in_int8():
+    import keras
+    from keras_models import KerasModel
+    from precisions import layers_of, run, without_tiles
+
+    image = keras.Input((6, 6, 1))
+    enlarged = keras.layers.UpSampling2D((2, 3))(keras.layers.Conv2D(4, 3)(image))
+    floats = KerasModel(Path("enlarged.keras"), keras, keras.Model(image, enlarged)).to_tflite(6, 6, 1)
+    assert {layer.operator for layer in layers_of(floats) if not layer.has_int8} == {"TILE"}
+    joined = without_tiles(floats)
+    assert all(layer.has_int8 for layer in layers_of(joined))
+    pictures = list(np.random.default_rng(0).normal(size=(3, 6, 6, 1)).astype(np.float32))
+    np.testing.assert_array_equal(run(joined, pictures), run(floats, pictures))
+
+
 def test_a_wrong_range_is_told_by_accuracy_and_by_the_normalisation():
     from input_range import Trial, better_range
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_quantizer import algorithm_manager, calibrator, qtyping, quantizer, recipe, recipe_manager
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils
@@ -58,6 +59,32 @@ def layers_of(floats: bytes) -> list[Layer]:
         has_int8 = planned not in {None, algorithm_manager.AlgorithmName.NO_QUANTIZE}
         layers.append(Layer(names[code], scope, has_int8))
     return layers
+
+
+def without_tiles(floats: bytes) -> bytes:
+    """The same model, its tensors repeated along one axis, as upsampling does, joined to themselves instead.
+
+    TILE has no int8 in the quantizer, nor a place in XNNPACK, and would cut the model in pieces with floats between
+    them; CONCATENATION gives the same values, and has both.
+    """
+    model = tfl_flatbuffer_utils.read_model(floats)
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            if model.operatorCodes[operator.opcodeIndex].builtinCode != schema.BuiltinOperator.TILE:
+                continue
+            tensor, times = operator.inputs
+            counts = tfl_flatbuffer_utils.get_tensor_data(graph.tensors[times], model.buffers)
+            axes = [] if counts is None else np.flatnonzero(counts != 1)
+            if len(axes) != 1:  # along several axes, or as often as the model finds out while it runs
+                continue
+            code = schema.OperatorCodeT()
+            code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.CONCATENATION
+            model.operatorCodes.append(code)
+            options = schema.ConcatenationOptionsT()
+            options.axis = int(axes[0])
+            operator.opcodeIndex, operator.inputs = len(model.operatorCodes) - 1, [tensor] * int(counts[axes[0]])
+            operator.builtinOptionsType, operator.builtinOptions = schema.BuiltinOptions.ConcatenationOptions, options
+    return bytes(tfl_flatbuffer_utils.flatbuffer_utils.convert_object_to_bytearray(model))
 
 
 class Int8:

@@ -38,7 +38,7 @@ from edgefer.vision.preprocess import normalise, to_colour
 
 with quiet():
     from input_range import Trial, better_range, try_ranges
-    from precisions import LIGHT, PASSING, Int8, Io, Layer, Precision, dynamic, float16, layers_of
+    from precisions import LIGHT, PASSING, Int8, Io, Layer, Precision, dynamic, float16, layers_of, without_tiles
 
 SEVEN = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 """FER2013's labels in its order: what a model of seven outputs gives, unless told otherwise."""
@@ -71,7 +71,8 @@ def convert(options: argparse.Namespace) -> int:
     tell_range(card, try_ranges(model, card.input, held_out.images, labels))
     tell_order(card, originals[0], labels)
 
-    floats = model.to_tflite(card.input.height, card.input.width, 1 if card.input.colour == "gray" else 3)
+    channels = 1 if card.input.colour == "gray" else 3
+    floats = without_tiles(model.to_tflite(card.input.height, card.input.width, channels))
     content = floats
     if options.precision == "int8":
         content = to_int8(floats, card, calibration.images, held_out.images, options.io, options.float_layers)
