@@ -202,6 +202,36 @@ def test_doubtful_and_small_faces_are_neither_needed_nor_false(tools):
     assert recall(found, scenes, 16, 0.5) == 1.0
 
 
+def test_figures_by_size_count_the_mistakes_of_that_size(tools):
+    from evaluate_detector import average_precision, recall
+
+    scenes = [scene([[0, 0, 20, 20], [50, 50, 90, 90]])]
+    found = [[face(0, 60, 18, 78, 0.95), face(0, 0, 20, 20, 0.9), face(50, 50, 90, 90, 0.5)]]  # the first is wrong
+    assert average_precision(found, scenes, 16, 32) == pytest.approx(1 / 2)
+    assert average_precision(found, scenes, 32, 64) == 1.0
+    assert average_precision(found, scenes, 64, np.inf) == 0.0
+    assert recall(found, scenes, 16, 0.6, 32) == 1.0
+    assert recall(found, scenes, 32, 0.6, 64) == 0.0
+
+
+def test_the_score_at_which_few_faces_are_made_up(tools):
+    from evaluate_detector import score_at
+
+    scenes = [scene([[0, 0, 9, 9]])] * 10
+    found = [[face(0, 0, 9, 9, 0.9), face(50, 50, 70, 70, score)] for score in (0.8, 0.7, 0.6)] + [[]] * 7
+    assert score_at(found, scenes, 1 / 10) == pytest.approx(0.7)
+    assert score_at(found, scenes, 1 / 10) > 0.7, "the second mistake is one too many"
+    assert score_at(found, scenes, 3 / 10) == 0.0
+
+
+def test_a_model_has_as_many_parameters_in_int8_as_in_float(tools):
+    from compare_detectors import parameters
+
+    # A convolution of 4 x 3x3 and 4 biases, a dense layer of 36 x 3; biases of zero are left out.
+    for name in ("float32", "int8", "uint8"):
+        assert parameters(ROOT / f"tests/data/{name}.tflite") == 36 + 4 + 108
+
+
 def test_the_landmark_error_is_a_share_of_the_faces_size(tools):
     from evaluate_detector import landmark_error
 

@@ -18,8 +18,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from compare_detectors import ours, table
 from data import DATA
-from evaluate_detector import evaluate_detector
+from evaluate_detector import evaluate_detector, held_out_people
 from evaluate_embedding import evaluate_embedding
 from evaluate_emotion import evaluate_emotion
 from evaluate_gallery import evaluate_gallery
@@ -56,6 +57,9 @@ def main() -> int:
     except EdgeferError as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return error.exit_code
+    if arguments.task == "detector":
+        cards = [card for card in (arguments.card, arguments.beside) if card]
+        print(table([ours(card) for card in cards], held_out_people(arguments.data)))
     for same in zip(*measured, strict=True):
         first = same[0]
         values = "  ".join(f"{metric.value:8.4f} {metric.precision:8}" for metric in same)

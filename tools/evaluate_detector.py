@@ -2,6 +2,7 @@
 
     python tools/evaluate_detector.py models/far.json      # chooses the card's min_score
     python tools/evaluate.py detector models/far.json      # writes the figures into the card
+    python tools/compare_detectors.py models/far.json      # beside other people's detectors
 
 Sizes are the side of the square of a box's area, in pixels of the stored picture (its long side has 400 at most).
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +29,10 @@ LOWEST_SCORE = 0.05
 """Detections from here up count towards the average precision; lower ones add next to nothing to it."""
 FALSE_FACES = 1 / 50
 """The most faces that may be made up, a picture without any, at the threshold that a card carries."""
+SIZES = {"< 16 px": (0.0, 16.0), "16-32 px": (16.0, 32.0), "32-64 px": (32.0, 64.0), "> 64 px": (64.0, math.inf)}
+"""Faces by size: at least the first, below the second."""
+FEW_FALSE = 1 / 10
+"""Faces made up, a picture, at which the recall by size is told."""
 
 Found = list[list[Detection]]
 """The detections of each picture, best first."""
@@ -45,11 +51,17 @@ def figures(
     on_people, on_photos = find(model, people), find(model, photos)
     min_score = model.card.thresholds["min_score"]
     on_empty = [found for found, scene in zip(on_photos, photos, strict=True) if not len(scene.boxes)]
+    few_false = score_at(on_people, people, FEW_FALSE)
     values = {
         "AP50, faces >= 16 px": average_precision(on_people, people, 16),
         "AP50, faces >= 32 px": average_precision(on_people, people, 32),
         "recall, faces >= 16 px": recall(on_people, people, 16, min_score),
         "recall, faces >= 32 px": recall(on_people, people, 32, min_score),
+        **{f"AP50, faces {name}": average_precision(on_people, people, *ends) for name, ends in SIZES.items()},
+        **{
+            f"recall, 1 false face in 10 images, {name}": recall(on_people, people, ends[0], few_false, ends[1])
+            for name, ends in SIZES.items()
+        },
     }
     on_validation = {
         "false faces / empty picture": false_faces(on_empty, min_score),
@@ -79,13 +91,14 @@ def find(model: Model, scenes: list[Scene], min_score: float = LOWEST_SCORE) -> 
     return [detector(scene.image) for scene in scenes]
 
 
-def average_precision(found: Found, scenes: list[Scene], smallest: float) -> float:
+def average_precision(found: Found, scenes: list[Scene], smallest: float, largest: float | None = None) -> float:
     """AP at IoU 0.5 over all points of the curve, of wanted faces of at least `smallest` pixels.
 
     Best scores first, each detection takes the wanted face that it overlaps most. One that lies on a doubtful or
-    smaller face is neither right nor wrong; every other one is wrong, whatever its size.
+    smaller face is neither right nor wrong; every other one is wrong, whatever its size. With `largest`, faces below it
+    alone are wanted, and detections between the two alone are wrong, as in COCO's areas.
     """
-    verdicts, total = _judged(found, scenes, smallest)
+    verdicts, total = _judged(found, scenes, smallest, largest)
     right = np.cumsum([verdict for _, verdict in verdicts])
     if not total or not len(right):
         return 0.0
@@ -95,10 +108,17 @@ def average_precision(found: Found, scenes: list[Scene], smallest: float) -> flo
     return float((envelope * np.diff(right / total, prepend=0.0)).sum())
 
 
-def recall(found: Found, scenes: list[Scene], smallest: float, min_score: float) -> float:
-    """The share of the wanted faces of at least `smallest` pixels that are found with at least this score."""
-    verdicts, total = _judged(found, scenes, smallest)
+def recall(found: Found, scenes: list[Scene], smallest: float, min_score: float, largest: float | None = None) -> float:
+    """The share of the wanted faces of these sizes, as above, that are found with at least this score."""
+    verdicts, total = _judged(found, scenes, smallest, largest)
     return sum(verdict for score, verdict in verdicts if score >= min_score) / max(total, 1)
+
+
+def score_at(found: Found, scenes: list[Scene], false_faces: float) -> float:
+    """The lowest score at which at most so many faces are made up, a picture; those on a face of any size are none."""
+    wrong = [score for score, right in _judged(found, scenes, 0, None)[0] if not right]
+    allowed = int(false_faces * len(scenes))
+    return math.nextafter(wrong[allowed], math.inf) if allowed < len(wrong) else 0.0
 
 
 def false_faces(found: Found, min_score: float) -> float:
@@ -123,11 +143,15 @@ def landmark_error(found: Found, scenes: list[Scene], smallest: float) -> float:
     return float(np.mean(errors)) if errors else 1.0
 
 
-def _judged(found: Found, scenes: list[Scene], smallest: float) -> tuple[list[tuple[float, bool]], int]:
+def _judged(
+    found: Found, scenes: list[Scene], smallest: float, largest: float | None
+) -> tuple[list[tuple[float, bool]], int]:
     """Score and rightness of every detection that counts, best first, and the number of faces to find."""
+    below = math.inf if largest is None else largest
     verdicts, total = [], 0
     for faces, scene in zip(found, scenes, strict=True):
-        wanted = scene.wanted & (sizes_of(scene.boxes) >= smallest)
+        sizes = sizes_of(scene.boxes)
+        wanted = scene.wanted & (sizes >= smallest) & (sizes < below)
         total += int(wanted.sum())
         overlaps = _overlaps(faces, scene.boxes)
         free = wanted.copy()
@@ -136,7 +160,7 @@ def _judged(found: Found, scenes: list[Scene], smallest: float) -> tuple[list[tu
             if len(row) and free[best] and row[best] >= 0.5:
                 free[best] = False
                 verdicts.append((face.score, True))
-            elif not (row[~wanted] >= 0.5).any():
+            elif not (row[~wanted] >= 0.5).any() and (largest is None or smallest <= face.box.side < below):
                 verdicts.append((face.score, False))
     return sorted(verdicts, key=lambda verdict: -verdict[0]), total
 

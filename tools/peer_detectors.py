@@ -17,6 +17,8 @@ from edgefer.vision.detector import MAX_IOU, suppress
 from edgefer.vision.preprocess import letterbox
 
 Detect = Callable[[Image], list[Detection]]
+PARAMETERS = {"SCRFD-2.5g": 820_000, "SCRFD-500m": 570_000, "YuNet": 75_856}
+"""As their authors publish them."""
 
 
 def peers(folder: Path, side: int, min_score: float) -> dict[str, Detect]:
