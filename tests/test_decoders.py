@@ -256,7 +256,7 @@ def test_mediapipes_own_blazeface_finds_the_faces_of_the_sample(name, side, acto
     package = importlib.util.find_spec("mediapipe")
     folder = Path(package.origin).parent / "modules/face_detection" if package and package.origin else Path("nowhere")
     if not (folder / f"face_detection_{name}.tflite").is_file():
-        pytest.skip("no mediapipe with its models is installed: pip install 'edgefer[blazeface]'")
+        pytest.skip("no mediapipe with its models is installed: pip install --no-deps mediapipe==0.10.21")
     try:
         picture = cv2.imread(str(sample.picture_path(actor)))
     except InputError as missing:

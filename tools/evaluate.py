@@ -6,6 +6,7 @@
     python tools/evaluate.py emotion models/emotion-48.json
     python tools/evaluate.py emotion mine.json --data faces/ --beside mine-float.json
 
+A detector's figures come with a table by size of face; compare_detectors.py sets other people's detectors beside it.
 An emotion model is measured on FER2013's PrivateTest, on the test/ of a folder tree, or on all of a tree without one.
 --beside names a second card, of the same model in float, say: its figures stand beside the first one's.
 """

@@ -74,15 +74,15 @@ def without_tiles(floats: bytes) -> bytes:
                 continue
             tensor, times = operator.inputs
             counts = tfl_flatbuffer_utils.get_tensor_data(graph.tensors[times], model.buffers)
-            axes = [] if counts is None else np.flatnonzero(counts != 1)
-            if len(axes) != 1:  # along several axes, or as often as the model finds out while it runs
+            if counts is None or (counts != 1).sum() != 1:  # found out as it runs, or along several axes
                 continue
+            axis = int((counts != 1).argmax())
             code = schema.OperatorCodeT()
             code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.CONCATENATION
             model.operatorCodes.append(code)
             options = schema.ConcatenationOptionsT()
-            options.axis = int(axes[0])
-            operator.opcodeIndex, operator.inputs = len(model.operatorCodes) - 1, [tensor] * int(counts[axes[0]])
+            options.axis = axis
+            operator.opcodeIndex, operator.inputs = len(model.operatorCodes) - 1, [tensor] * int(counts[axis])
             operator.builtinOptionsType, operator.builtinOptions = schema.BuiltinOptions.ConcatenationOptions, options
     return bytes(tfl_flatbuffer_utils.flatbuffer_utils.convert_object_to_bytearray(model))
 
