@@ -224,6 +224,17 @@ def test_the_score_at_which_few_faces_are_made_up(tools):
     assert score_at(found, scenes, 3 / 10) == 0.0
 
 
+def test_the_table_has_a_row_a_detector_and_a_column_a_size(tools):
+    from compare_detectors import ours, table
+
+    near = ours(ROOT / "models/near.json")
+    head, rule, *rows, _, said = table([near, near], [scene([[20, 20, 60, 60]])]).splitlines()
+    assert [column for column in head.split(" | ") if "32-64" in column] == ["AP50 32-64 px", "recall 32-64 px"]
+    assert {line.count("|") for line in (head, rule, *rows)} == {13}
+    assert [row.split(" | ")[:2] for row in rows] == [["| `near`", "256x192"]] * 2
+    assert said.startswith("1 pictures")
+
+
 def test_a_model_has_as_many_parameters_in_int8_as_in_float(tools):
     from compare_detectors import parameters
 

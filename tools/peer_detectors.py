@@ -18,7 +18,7 @@ from edgefer.vision.preprocess import letterbox
 
 Detect = Callable[[Image], list[Detection]]
 PARAMETERS = {"SCRFD-2.5g": 820_000, "SCRFD-500m": 570_000, "YuNet": 75_856}
-"""As their authors publish them."""
+"""As their authors tell: SCRFD's README of the models with points, YuNet's paper (Wu et al. 2023)."""
 
 
 def peers(folder: Path, side: int, min_score: float) -> dict[str, Detect]:
