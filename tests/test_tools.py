@@ -82,12 +82,18 @@ plain(keras, activation=lambda x: tf.math.erfinv(x / 9)).export(f"{folder}/stran
 two = plain(keras)
 keras.Model([two.input, other := keras.Input((24, 24, 1))],
             keras.layers.Add()([two.output, two(other)])).save(f"{folder}/two.keras")
-keras.Sequential([keras.Input((24, 24, 1)), keras.layers.Lambda(lambda x: x[:, 0, 0])]).save(f"{folder}/lambda.keras")
+code = keras.layers.Lambda(lambda x: x[:, 0, 0], name="code")
+keras.Sequential([keras.Input((24, 24, 1)), code]).save(f"{folder}/lambda.keras")
+class Mine(keras.layers.Layer):
+    def call(self, x):
+        return x[:, 0, 0]
+keras.Sequential([keras.Input((24, 24, 1)), Mine(name="mine_1")]).save(f"{folder}/custom.keras")
 old = tf_keras or keras
 old.utils.set_random_seed(1)
 model = separable(old)
 model.compile("adam", lambda truth, guess: guess[:, 0])  # a loss that no file carries
 model.save(f"{folder}/old.h5")
+open(f"{folder}/cut.h5", "wb").write(open(f"{folder}/old.h5", "rb").read()[:9000])
 model = plain(old)
 model.save_weights(f"{folder}/apart.weights.h5")
 open(f"{folder}/apart.json", "w").write(model.to_json())
@@ -158,6 +164,117 @@ def test_a_savedmodel_of_logits_gets_its_softmax_in_float16(models, tmp_path, ca
     assert read_card(tmp_path / "saved.json").labels == ("calm", "glad", "sad")
 
 
+def layer_of_keras_1(kind, name, nodes=None, **settings):
+    layer = {"class_name": kind, "config": {"name": name, **settings}}
+    return layer if nodes is None else layer | {"name": name, "inbound_nodes": [[[node, 0, 0] for node in nodes]]}
+
+
+def write_keras_1(path: Path, config: object, weights: dict[str, list], version: str | None = "1.2.2") -> None:
+    """An .h5 as Keras 1 wrote it."""
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        if version:
+            file.attrs["keras_version"] = version.encode()
+        file.attrs["model_config"] = json.dumps(config).encode()
+        root = file.create_group("model_weights")
+        root.attrs["layer_names"] = [name.encode() for name in weights]
+        for name, values in weights.items():
+            group = root.create_group(name)
+            group.attrs["weight_names"] = [f"{name}_{number}".encode() for number in range(len(values))]
+            for number, value in enumerate(values):
+                group[f"{name}_{number}"] = value
+
+
+@pytest.fixture(scope="module")
+def branching():
+    """A small network with two branches in today's Keras, and some pictures."""
+    import keras_models  # noqa: F401  # chooses TensorFlow
+
+    # isort: split
+    import keras
+
+    keras.utils.set_random_seed(3)
+    image = keras.Input((12, 10, 1))
+    x = keras.layers.Conv2D(4, 3, padding="same", activation="relu", name="conv")(image)
+    x = keras.layers.BatchNormalization(epsilon=1e-3, name="norm")(x)
+    x = keras.layers.Add()([keras.layers.Conv2D(4, 1, name="short")(image), x])
+    x = keras.layers.Flatten()(keras.layers.AveragePooling2D(2)(x))
+    model = keras.Model(image, keras.layers.Dense(3, activation="softmax", name="dense")(x))
+    rng = np.random.default_rng(3)
+    for layer in model.layers:
+        layer.set_weights([rng.uniform(0.1, 1, value.shape) - 0.4 * (value.ndim > 1) for value in layer.get_weights()])
+    return model, rng.uniform(0, 1, (5, 12, 10, 1)).astype(np.float32)
+
+
+@pytest.mark.parametrize("order", ["tf", "th"])
+def test_a_model_of_keras_1_gives_what_it_gave(branching, tmp_path, order):
+    from keras_models import read_model
+
+    model, pictures = branching
+    first = order == "th"
+    convolution = {"dim_ordering": order, "border_mode": "same", "subsample": [1, 1], "bias": True}
+    config = {"class_name": "Model", "config": {"name": "model_1", "layers": [
+        layer_of_keras_1("InputLayer", "input_1", batch_input_shape=[None, 1, 12, 10] if first else [None, 12, 10, 1],
+                         input_dtype="float32") | {"name": "input_1", "inbound_nodes": []},
+        layer_of_keras_1("Convolution2D", "conv", ["input_1"], nb_filter=4, nb_row=3, nb_col=3, activation="relu",
+                         init="glorot_uniform", **convolution),
+        layer_of_keras_1("BatchNormalization", "norm", ["conv"], mode=0, axis=1 if first else 3, epsilon=1e-3),
+        layer_of_keras_1("Dropout", "dropout", ["norm"], p=0.5),
+        layer_of_keras_1("Convolution2D", "short", ["input_1"], nb_filter=4, nb_row=1, nb_col=1, activation="linear",
+                         **convolution),
+        layer_of_keras_1("Merge", "merge", ["short", "dropout"], mode="sum", concat_axis=-1, layers=None),
+        layer_of_keras_1("AveragePooling2D", "pool", ["merge"], pool_size=[2, 2], strides=[2, 2], border_mode="valid",
+                         dim_ordering=order),
+        layer_of_keras_1("Flatten", "flatten", ["pool"]),
+        layer_of_keras_1("Dense", "dense", ["flatten"], output_dim=3, activation="softmax", bias=True),
+    ], "input_layers": [["input_1", 0, 0]], "output_layers": [["dense", 0, 0]]}}  # fmt: skip
+    weights = {name: model.get_layer(name).get_weights() for name in ("conv", "norm", "short", "dense")}
+    if first:  # as Theano kept it: filters and channels first, kernels turned, features flattened channel by channel
+        for name in ("conv", "short"):
+            weights[name][0] = weights[name][0][::-1, ::-1].transpose(3, 2, 0, 1)
+        weights["dense"][0] = weights["dense"][0].reshape(6, 5, 4, 3).transpose(2, 0, 1, 3).reshape(-1, 3)
+    write_keras_1(tmp_path / "old.h5", config, weights)
+    (outputs,) = read_model(tmp_path / "old.h5")(pictures)
+    np.testing.assert_allclose(outputs, model(pictures), atol=1e-5)
+
+
+def test_a_sequential_model_of_keras_1_is_converted_though_it_tells_no_version(models, tmp_path, capfd):
+    rng = np.random.default_rng(4)
+    config = {"class_name": "Sequential", "config": [
+        layer_of_keras_1("Convolution2D", "conv", nb_filter=4, nb_row=3, nb_col=3, activation="relu", bias=False,
+                         border_mode="valid", subsample=[2, 2], dim_ordering="tf",
+                         batch_input_shape=[None, 24, 24, 1]),
+        layer_of_keras_1("GlobalAveragePooling2D", "pool", dim_ordering="tf"),
+        layer_of_keras_1("Dense", "dense", output_dim=3, activation="softmax"),
+    ]}  # fmt: skip
+    kernels = {"conv": [rng.normal(size=(3, 3, 1, 4))], "dense": [rng.normal(size=(4, 3)), np.zeros(3)]}
+    write_keras_1(tmp_path / "plain.h5", config, kernels, version=None)
+    assert convert(tmp_path / "plain.h5", "--calibrate", models / "pictures.npy", "--labels", "a,b,c",
+                   "-o", tmp_path / "plain.tflite") == 0, capfd.readouterr().err  # fmt: skip
+    assert Model(tmp_path / "plain.tflite", "emotion").card.labels == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "words"),
+    [
+        ("MaxoutDense", {"output_dim": 3}, "MaxoutDense layer 'odd' has no counterpart"),
+        ("BatchNormalization", {"mode": 2, "epsilon": 1e-3}, "mode 2"),
+        ("Dense", {"output_dim": 3, "activation": "hard_sigmoid"}, "hard_sigmoid"),
+        ("Dense", {"output_dim": 3}, r"\[\(2, 5\)\], and the architecture asks for \[\(24, 3\), \(3,\)\]"),
+    ],
+)
+def test_what_keras_1_had_alone_is_named(tmp_path, kind, settings, words):
+    from keras_models import read_model
+
+    layer = layer_of_keras_1(kind, "odd", batch_input_shape=[None, 24, 24, 1], **settings)
+    flat = layer_of_keras_1("Flatten", "flatten", batch_input_shape=[None, 2, 12, 1])
+    write_keras_1(tmp_path / "odd.h5", {"class_name": "Sequential", "config": [flat, layer]},
+                  {"odd": [np.zeros((2, 5))]})  # fmt: skip
+    with pytest.raises(InputError, match=words):
+        read_model(tmp_path / "odd.h5")
+
+
 def test_an_architecture_finds_its_weights(models, tmp_path, capfd):
     assert convert(models / "apart.json", "--calibrate", models / "pictures.npy", "--task", "embedding",
                    "--precision", "dynamic", "-o", tmp_path / "apart.tflite") == 0  # fmt: skip
@@ -175,7 +292,9 @@ def test_an_architecture_finds_its_weights(models, tmp_path, capfd):
         (["pictures.npy", "--calibrate", "pictures.npy"], 66, "not a Keras model"),
         (["missing.h5", "--calibrate", "pictures.npy"], 66, "isn't there"),
         (["two.keras", "--calibrate", "pictures.npy"], 65, "one picture"),
-        (["lambda.keras", "--calibrate", "pictures.npy"], 66, "Lambda"),
+        (["lambda.keras", "--calibrate", "pictures.npy"], 66, "Lambda 'code': no model file carries"),
+        (["custom.keras", "--calibrate", "pictures.npy"], 66, "Mine 'mine_1': no model file carries"),
+        (["cut.h5", "--calibrate", "pictures.npy"], 66, "damaged"),
         (["strange", "--calibrate", "pictures.npy", "--labels", "a,b,c"], 65, "Erfinv"),
         (["tiny.keras", "--calibrate", "pictures.npy", "--labels", "a,b,c", "--min-agreement", "1.01"], 1, "written"),
     ],

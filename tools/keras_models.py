@@ -1,8 +1,8 @@
 """Any Keras model, whoever's and however old: read, run, and written as a float .tflite.
 
-`.keras` (Keras 3), `.h5`/`.hdf5` (Keras 2 and 3; its loss and optimiser aren't needed), a SavedModel folder, and an
-`architecture.json` with weights. The Keras that wrote a file reads it first: `tf_keras` is Keras 2, and Keras 3 reads
-only some of its files.
+`.keras` (Keras 2 and 3), `.h5`/`.hdf5` (Keras 1, 2 and 3; its loss and optimiser aren't needed), a SavedModel folder,
+and an `architecture.json` with weights. The Keras that wrote a file reads it first: `tf_keras` is Keras 2, and Keras 3
+reads only some of its files. Nothing reads those of Keras 1: keras_1.py builds such a model anew.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 import sys
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,15 @@ from typing import Any
 os.environ["KERAS_BACKEND"] = "tensorflow"  # only TensorFlow can write a .tflite
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import h5py
 import numpy as np
+from keras_1 import is_keras_1, rebuild
 from numpy.typing import NDArray
 
 from edgefer.errors import InputError
 
 Floats = NDArray[np.float32]
 BATCH = 64
-FOREIGN = "it holds Python code of its own (a Lambda layer, a custom layer or function), which no model file carries"
-"""Why a model can't be read, where that is why."""
 
 
 class ConversionError(InputError):
@@ -119,16 +120,26 @@ def read_model(path: Path, weights: Path | None = None) -> KerasModel:
     start = path.read_bytes()[:64]
     if start.startswith(b"version https://git-lfs"):
         raise InputError(f"{path}: only a pointer to the file, from Git LFS: fetch it with `git lfs pull`")
+    architecture = path
     if path.suffix == ".json":
-        return _architecture(path, weights or _weights_beside(path), keras)
-    if start.startswith(b"PK"):
-        return _first_that_reads(path, [keras, *_keras_2()], lambda library: _loaded(library, path))
-    if start.startswith(b"\x89HDF"):
-        return _h5(path, keras)
-    raise InputError(
-        f"{path}: not a Keras model ({len(start) and path.stat().st_size} bytes); a .keras, an .h5 or .hdf5, "
-        "an architecture.json or a SavedModel folder is wanted"
-    )
+        weights = weights or _weights_beside(path)
+    elif start.startswith(b"\x89HDF") and not _has_config(path):
+        architecture, weights = path.with_suffix(".json"), path
+        if not architecture.is_file():
+            raise InputError(
+                f"{path}: holds weights only; name its architecture: "
+                f"quantize.py architecture.json --weights {path.name}"
+            )
+    elif not start.startswith((b"\x89HDF", b"PK")):
+        raise InputError(
+            f"{path}: not a Keras model ({len(start) and path.stat().st_size} bytes); a .keras, an .h5 or .hdf5, "
+            "an architecture.json or a SavedModel folder is wanted"
+        )
+    config, version = _config(architecture)
+    if is_keras_1(config, version):
+        with quiet():
+            return KerasModel(path, keras, rebuild(path, config, weights or path, keras))
+    return _first_that_reads(path, config, version, weights, keras)
 
 
 @contextlib.contextmanager
@@ -151,39 +162,32 @@ def quiet() -> Iterator[None]:
                 os.close(copy)
 
 
-def _h5(path: Path, keras: Any) -> KerasModel:
-    import h5py  # noqa: PLC0415  # comes with Keras
-
-    with h5py.File(path) as file:
-        attributes = dict(file.attrs)
-    if "model_config" not in attributes:
-        architecture = path.with_suffix(".json")
-        if architecture.is_file():
-            return _architecture(architecture, path, keras)
-        raise InputError(
-            f"{path}: holds weights only; name its architecture: quantize.py architecture.json --weights {path.name}"
-        )
-    version = attributes.get("keras_version", "2")
-    libraries = [keras, *_keras_2()] if str(version).startswith("3") else [*_keras_2(), keras]
-    return _first_that_reads(path, libraries, lambda library: _loaded(library, path))
-
-
-def _architecture(path: Path, weights: Path, keras: Any) -> KerasModel:
-    text = path.read_text(errors="replace")
+def _has_config(path: Path) -> bool:
     try:
-        config = json.loads(text)
-        config = json.loads(config) if isinstance(config, str) else config  # to_json() was dumped once more
-        version = str(config.get("keras_version", "2" if "module" not in config else "3"))
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not the architecture of a Keras model: {error}") from error
+        with h5py.File(path) as file:
+            return "model_config" in file.attrs
+    except OSError as error:
+        raise InputError(f"{path}: a damaged HDF5 file: {_why(error)}") from error
 
-    def build(library: Any) -> Any:
-        model = library.models.model_from_json(json.dumps(config))
-        model.load_weights(str(weights))
-        return model
 
-    libraries = [keras, *_keras_2()] if version.startswith("3") else [*_keras_2(), keras]
-    return _first_that_reads(path, libraries, build)
+def _config(path: Path) -> tuple[dict[str, Any], str | None]:
+    """The architecture in a .keras, an .h5 or a .json, and its Keras's version, where that is told."""
+    try:
+        if path.suffix == ".json":
+            config = json.loads(path.read_text(errors="replace"))
+            config = json.loads(config) if isinstance(config, str) else config  # to_json() was dumped once more
+            version = config.get("keras_version") or ("3" if "module" in config else None)
+        elif zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                config = json.loads(archive.read("config.json"))
+                version = json.loads(archive.read("metadata.json"))["keras_version"]
+        else:
+            with h5py.File(path) as file:
+                config, version = json.loads(file.attrs["model_config"]), file.attrs.get("keras_version")
+        config["class_name"], config["config"]
+    except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+        raise InputError(f"{path}: holds no architecture of a Keras model ({_why(error)}): is it damaged?") from error
+    return config, version if version is None else os.fsdecode(version)
 
 
 def _weights_beside(path: Path) -> Path:
@@ -216,29 +220,64 @@ def _saved_model(path: Path, keras: Any) -> KerasModel:
         ) from error
 
 
-def _first_that_reads(path: Path, libraries: list[Any], load: Callable[[Any], Any]) -> KerasModel:
+def _first_that_reads(
+    path: Path, config: dict[str, Any], version: str | None, weights: Path | None, keras: Any
+) -> KerasModel:
+    """The model, by the Keras that wrote it or else by the other one."""
+    if any(kind == "Lambda" for kind, _ in _all_layers(config)):
+        # Keras 2 would run what code the file holds.
+        raise InputError(_foreign(path, config, keras))
+    libraries = [keras] if (version or "").startswith("3") else [*_keras_2(), keras]
     failures = []
     for library in libraries:
         try:
             with quiet():
-                model = load(library)
+                if weights:
+                    model = library.models.model_from_json(json.dumps(config))
+                    model.load_weights(str(weights))
+                else:
+                    model = library.models.load_model(str(path), compile=False)
                 if not model.built:
                     raise ValueError("its input has no shape: it was saved before it was built")  # noqa: TRY301
         except Exception as error:  # each Keras raises what it likes, and the next one may read it
             failures.append(f"{library.__name__} {library.__version__}: {_why(error)}")
             continue
         return KerasModel(path, library, model)
-    reasons = "; ".join(failures)
-    told = f"{path}: can't be read as a Keras model: {reasons}"
-    if any(word in reasons for word in ("Lambda", "lambda", "Unknown layer", "custom", "Could not locate")):
-        told += f". If {FOREIGN}: save it as a SavedModel where that code is (model.export('folder'))"
-    if len(libraries) == 1:
-        told += ". A model of Keras 1 or 2 needs tf_keras: pip install 'edgefer[train]'"
+    if foreign := _foreign(path, config, libraries[0]):
+        raise InputError(foreign)
+    told = f"{path}: can't be read as a Keras model: {failures[0]}"
+    if libraries == [keras] and not (version or "").startswith("3"):
+        told += ". A model of Keras 2 needs tf_keras: pip install 'edgefer[train]'"
     raise InputError(told)
 
 
-def _loaded(library: Any, path: Path) -> Any:
-    return library.models.load_model(str(path), compile=False)
+def _foreign(path: Path, config: dict[str, Any], library: Any) -> str:
+    """What to do about layers and functions that are Python code; "" where there are none."""
+    own = []
+    for kind, settings in _all_layers(config):
+        name = settings.get("name", "")
+        if kind == "Lambda" or not hasattr(library.layers, kind.split(">")[-1]):
+            own.append(f"{kind} {name!r}")
+        activation = settings.get("activation")
+        if isinstance(activation, dict) and activation.get("class_name") == "function":
+            own.append(f"the activation {activation['config']!r} of {name!r}")
+    if not own:
+        return ""
+    return (
+        f"{path}: {', '.join(own[:5])}{' and others' * (len(own) > 5)}: no model file carries Python code of its own. "
+        "Save the model as a SavedModel where that code is (model.export('folder'), before Keras 2.13 "
+        "model.save('folder')), and name the folder here"
+    )
+
+
+def _all_layers(config: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Class and settings of each layer, of models within the model too."""
+    inner = config["config"]
+    for layer in inner.get("layers", ()) if isinstance(inner, dict) else inner:
+        if "layers" in layer["config"] or isinstance(layer["config"], list):
+            yield from _all_layers(layer)
+        else:
+            yield layer["class_name"], layer["config"]
 
 
 def _keras_2() -> list[Any]:
