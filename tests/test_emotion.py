@@ -12,7 +12,7 @@ from test_models import pictures, place
 
 from edgefer.errors import ModelError
 from edgefer.messages import Box, Detection
-from edgefer.vision.card import Crop
+from edgefer.vision.card import Crop, read_card
 from edgefer.vision.emotion import EmotionReader
 from edgefer.vision.model import Model, find_model
 from edgefer.vision.preprocess import crop_matrix
@@ -83,6 +83,8 @@ def test_the_figures_of_a_small_test(tool):
             "expected calibration error": (0.1 + 0.3 + 0.6 + 0.2) / 4,
             "recall calm": 2 / 3,
             "recall glad": 1.0,
+            "precision calm": 1.0,
+            "precision glad": 1 / 2,
         },
         abs=1e-6,
     )
@@ -119,24 +121,56 @@ def test_the_fitted_crop_brings_the_landmarks_to_their_frame(tool):
         np.testing.assert_allclose(matrix @ (*pixel, 1), (frame_point + 0.5) * 48, atol=1e-6)
 
 
-def test_a_model_is_measured_on_the_test_faces_of_a_folder_tree(tool, tmp_path, monkeypatch):
-    """Faces of labels that it doesn't know, and those to train on, are left out."""
+def face_files(folder: Path, counts: dict[str, int]) -> None:
+    """So many pictures in each folder of a tree."""
     rng = np.random.default_rng(2)
-    for folder, count in (("train/happy", 2), ("test/anger", 3), ("test/happy", 5), ("test/bored", 4)):
-        (tmp_path / "faces" / folder).mkdir(parents=True)
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
         for number in range(count):
-            face = rng.integers(0, 256, (64, 64, 3), np.uint8)
-            assert cv2.imwrite(str(tmp_path / "faces" / folder / f"{number}.png"), face)
+            assert cv2.imwrite(str(folder / name / f"{number}.png"), rng.integers(0, 256, (64, 64, 3), np.uint8))
+
+
+def test_a_model_is_measured_on_the_test_faces_of_a_folder_tree(tool, tmp_path, monkeypatch, capsys):
+    """Faces of labels that it doesn't know, and those to train on, are left out."""
+    face_files(tmp_path / "faces", {"train/happy": 2, "test/anger": 3, "test/happy": 5, "test/bored": 4})
     monkeypatch.chdir(tmp_path)
     model = Model(find_model("emotion-48"), "emotion")
-    rows, labels = tool("evaluate_emotion").test_rows(tool("emotion_faces").find_faces(tmp_path / "faces"),
-                                                      model.card.labels)  # fmt: skip
-    assert len(rows) == 8
-    assert [model.card.labels[label] for label in labels] == ["angry"] * 3 + ["happy"] * 5
     figures = tool("evaluate_emotion").evaluate_emotion(model, tmp_path / "faces")
     assert {(figure.dataset, figure.split) for figure in figures} == {("faces", "test")}
     assert {"accuracy", "macro-F1", "expected calibration error", "recall happy"} <= {f.metric for f in figures}
     assert (tmp_path / "runs" / "emotion-48-confusion.png").stat().st_size > 1000
+    assert "8 faces" in capsys.readouterr().out
+
+
+def test_a_second_model_of_other_labels_stands_beside_the_first(tool, tmp_path, monkeypatch, capsys):
+    face_files(tmp_path / "faces", {"happy": 6, "angry": 6})
+    monkeypatch.chdir(tmp_path)
+    own, other = place(tmp_path, labels=("angry", "happy", "sad")), find_model("emotion-48")
+    before = own.with_suffix(".json").read_text(), other.with_suffix(".json").read_text()
+    monkeypatch.setattr("sys.argv", ["evaluate.py", "emotion", str(own.with_suffix(".json")), "--data", "faces",
+                                     "--beside", str(other.with_suffix(".json"))])  # fmt: skip
+    assert tool("evaluate").main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    (happy,) = [line for line in lines if "recall happy" in line]
+    (fear,) = [line for line in lines if "recall fear" in line]
+    assert (happy.count("int8"), fear.count("int8")) == (2, 1)
+    after = own.with_suffix(".json").read_text(), other.with_suffix(".json").read_text()
+    assert before[0] != after[0], "measured, and kept in the card"
+    assert before[1] == after[1]
+
+
+def test_confidence_is_fitted_on_a_folder_tree_of_any_labels(tool, tmp_path, monkeypatch, capsys):
+    face_files(tmp_path / "faces", {"val/glad": 6, "val/calm": 6, "train/glad": 2, "test/calm": 3})
+    card = place(tmp_path, labels=("calm", "glad", "sad")).with_suffix(".json")
+    monkeypatch.setattr("sys.argv", ["fit_confidence.py", str(card), "--data", str(tmp_path / "faces")])
+    assert tool("fit_confidence").main() == 0
+    assert "12 validation faces" in capsys.readouterr().out
+    fitted = read_card(card)
+    assert 0.3 <= fitted.temperature <= 3
+    monkeypatch.setattr("sys.argv", ["fit_confidence.py", str(card), "--data", str(tmp_path / "nowhere")])
+    assert tool("fit_confidence").main() == 66
+    assert "nowhere isn't there" in capsys.readouterr().err
+    assert read_card(card) == fitted
 
 
 # The shipped model

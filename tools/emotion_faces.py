@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,8 +42,9 @@ VOTE_OF = {"neutral": 0, "happy": 1, "surprise": 2, "sad": 3, "angry": 4, "disgu
 class Faces:
     """Gray faces and what they show.
 
-    images n x 48 x 48, labels (indices into names), usage (TRAIN, VALIDATION or TEST), votes n x 10 (FER+; zeros where
-    there are none), votes_match (whether the votes are this image's), dup_group (equal for byte-identical images).
+    images n x 48 x 48 (a tree's as large as asked for), labels (indices into names), usage (TRAIN, VALIDATION or TEST),
+    votes n x 10 (FER+; zeros where there are none), votes_match (whether the votes are this image's), dup_group (equal
+    for byte-identical images).
     """
 
     names: tuple[str, ...]
@@ -59,9 +61,36 @@ class Faces:
         return np.flatnonzero(self.usage == usage)
 
 
-def find_faces(path: Path, classes: Sequence[str] = ()) -> Faces:
+def find_faces(path: Path, classes: Sequence[str] = (), size: int = 48) -> Faces:
     """The faces of `load_faces`; the folder of the research data stands for the FER2013 in it."""
-    return load_faces(path / "fer2013" if (path / "fer2013").is_dir() else path, classes)
+    return load_faces(path / "fer2013" if (path / "fer2013").is_dir() else path, classes, size)
+
+
+def validation_rows(faces: Faces) -> NDArray[np.intp]:
+    """Where the faces are to choose by and to fit a confidence on: the validation split, or else a tenth of train."""
+    rows = faces.rows(VALIDATION)
+    if len(rows):
+        return rows
+    groups = np.unique(faces.dup_group[faces.usage == TRAIN])
+    tenth = np.random.default_rng(0).choice(groups, math.ceil(len(groups) / 10), replace=False)
+    return np.flatnonzero((faces.usage == TRAIN) & np.isin(faces.dup_group, tenth))
+
+
+def with_labels_of(
+    faces: Faces, rows: NDArray[np.intp], names: tuple[str, ...]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Those of some rows whose label a model with these labels knows, and their labels as it counts them.
+
+    InputError where it knows none.
+    """
+    known = [label_name(name) for name in names]
+    labels = np.array([known.index(name) if name in known else -1 for name in faces.names])[faces.labels[rows]]
+    if not (labels >= 0).any():
+        raise InputError(
+            f"none of the {len(rows)} faces has a label that the model knows: the faces' are {', '.join(faces.names)}; "
+            f"the model's {', '.join(names)}"
+        )
+    return rows[labels >= 0], labels[labels >= 0]
 
 
 def load_faces(path: Path, classes: Sequence[str] = (), size: int = 48) -> Faces:

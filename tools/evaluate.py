@@ -8,7 +8,8 @@
 
 A detector's figures come with a table by size of face; compare_detectors.py sets other people's detectors beside it.
 An emotion model is measured on FER2013's PrivateTest, on the test/ of a folder tree, or on all of a tree without one.
---beside names a second card, of the same model in float, say: its figures stand beside the first one's.
+--beside names a second card, of the same model in float, say: its figures stand beside the first one's, and its card is
+left as it is.
 """
 
 from __future__ import annotations
@@ -43,9 +44,11 @@ def main() -> int:
     parser.add_argument("task", choices=[*EVALUATORS, "gallery"])
     parser.add_argument("card", type=Path, help="the model's card; the .tflite lies beside it")
     parser.add_argument("--data", type=Path, default=DATA, help="the research data, or faces (%(default)s)")
-    parser.add_argument("--beside", type=Path, metavar="CARD", help="a second model to compare with")
+    parser.add_argument("--beside", type=Path, metavar="CARD", help="a second model, measured on the same data")
     parser.add_argument("--dry-run", action="store_true", help="leave the card as it is")
     arguments = parser.parse_args()
+    if arguments.beside and arguments.task == "gallery":
+        parser.error("--beside is for figures; gallery prints a table of one model")
     try:
         if arguments.task == "gallery":
             print(evaluate_gallery(Model(arguments.card.with_suffix(".tflite"), "embedding"), arguments.data))
@@ -61,10 +64,14 @@ def main() -> int:
     if arguments.task == "detector":
         cards = [card for card in (arguments.card, arguments.beside) if card]
         print(table([ours(card) for card in cards], held_out_people(arguments.data)))
-    for same in zip(*measured, strict=True):
-        first = same[0]
-        values = "  ".join(f"{metric.value:8.4f} {metric.precision:8}" for metric in same)
-        print(f"{first.dataset:14} {first.split:22} {first.metric:28} {values}")
+    figures: dict[tuple[str, str, str], list[str]] = {}
+    for number, metrics in enumerate(measured):
+        for metric in metrics:
+            # A label that only one of them knows leaves the other's place empty.
+            told = figures.setdefault((metric.dataset, metric.split, metric.metric), [" " * 17] * len(measured))
+            told[number] = f"{metric.value:8.4f} {metric.precision:8}"
+    for (dataset, split, name), told in figures.items():
+        print(f"{dataset:14} {split:22} {name:28} {'  '.join(told)}".rstrip())
     if not arguments.dry_run:
         card = dataclasses.replace(read_card(arguments.card), metrics=tuple(measured[0]))
         arguments.card.write_text(card.to_json())

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from emotion_faces import TEST, Faces, at_size, find_faces, label_name
+from emotion_faces import TEST, at_size, find_faces, with_labels_of
 from emotion_plots import plot_confusion
 from numpy.typing import NDArray
 
-from edgefer.errors import InputError
-from edgefer.messages import Image
 from edgefer.vision.card import Metric
 from edgefer.vision.emotion import EmotionReader, Probabilities
 from edgefer.vision.model import Model
@@ -27,14 +25,15 @@ def evaluate_emotion(model: Model, data: Path) -> list[Metric]:
 
     Faces whose label the model doesn't know are left out. Tells the time and draws the confusion matrix.
     """
-    faces = find_faces(data)
-    reader = EmotionReader(model)
-    rows, labels = test_rows(faces, reader.labels)
     card = model.card
+    faces = find_faces(data, size=card.input.width)
+    reader = EmotionReader(model)
+    tested = faces.rows(TEST) if (faces.usage == TEST).any() else np.arange(len(faces.labels))
+    rows, labels = with_labels_of(faces, tested, reader.labels)
     started = time.perf_counter()
-    answers = read_all(reader, [at_size(faces.images[row], card.input.width, card.input.height) for row in rows])
+    answers = read_all(reader, faces.images[rows])
     each_ms = (time.perf_counter() - started) / len(rows) * 1000
-    plot = PLOTS / f"{card.name}-confusion.png"
+    plot = PLOTS / f"{model.path.stem}-confusion.png"
     plot_confusion(confusion_matrix(labels, answers.argmax(1), len(reader.labels)), reader.labels, plot)
     print(f"{model.path}: {len(rows)} faces, {each_ms:.3f} ms each on one thread; confusion matrix in {plot}")
     split = "PrivateTest" if faces.is_fer2013 else "test" if (faces.usage == TEST).any() else "all"
@@ -46,30 +45,14 @@ def evaluate_emotion(model: Model, data: Path) -> list[Metric]:
     ]
 
 
-def test_rows(faces: Faces, names: tuple[str, ...]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Where the test images are whose label the model knows, and these labels as the model counts them.
-
-    Without a split of tests, all images are. InputError where the model knows none of the labels.
-    """
-    known = [label_name(name) for name in names]
-    numbers = np.array([known.index(name) if name in known else -1 for name in faces.names])
-    labels = numbers[faces.labels]
-    tested = faces.usage == TEST if (faces.usage == TEST).any() else np.ones(len(labels), bool)
-    rows = np.flatnonzero(tested & (labels >= 0))
-    if not len(rows):
-        raise InputError(
-            f"none of the test faces has a label that the model knows: {', '.join(faces.names)}; {', '.join(names)}"
-        )
-    return rows, labels[rows]
-
-
-def read_all(reader: EmotionReader, images: Image | list[Image]) -> Probabilities:
-    """The probabilities for n pictures of the model's size, n x labels."""
-    return np.stack([reader.read(image) for image in images])
+def read_all(reader: EmotionReader, images: NDArray[np.uint8]) -> Probabilities:
+    """The probabilities for n gray pictures of any one size, n x labels."""
+    size = reader.model.card.input
+    return np.stack([reader.read(at_size(image, size.width, size.height)) for image in images])
 
 
 def measure(probabilities: Probabilities, labels: NDArray[Any], names: tuple[str, ...]) -> dict[str, float]:
-    """Accuracy, macro-F1, calibration error and each label's recall, all 0..1."""
+    """Accuracy, macro-F1, calibration error, and each label's recall and precision, all 0..1."""
     confusion = confusion_matrix(labels, probabilities.argmax(1), len(names))
     right = np.diag(confusion)
     actual, answered = confusion.sum(1), confusion.sum(0)
@@ -78,6 +61,7 @@ def measure(probabilities: Probabilities, labels: NDArray[Any], names: tuple[str
         "macro-F1": float((2 * right / np.maximum(actual + answered, 1)).mean()),
         "expected calibration error": calibration_error(probabilities, labels),
         **{f"recall {name}": float(right[i] / max(actual[i], 1)) for i, name in enumerate(names)},
+        **{f"precision {name}": float(right[i] / max(answered[i], 1)) for i, name in enumerate(names)},
     }
 
 

@@ -1,22 +1,27 @@
 """Make an emotion model's confidence mean something: fit the temperature and the threshold in its card.
 
     python tools/fit_confidence.py models/emotion-48.json
+    python tools/fit_confidence.py mine.json --data faces/
 
-Both are fitted on PublicTest, at int8, through edgefer's own reader; the tests of `evaluate.py` don't see PublicTest.
+Both are fitted on the validation split (PublicTest, val/, or else the tenth of train/ that train_emotion.py leaves
+out), at int8, through edgefer's own reader; the tests of `evaluate.py` don't see it.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data import DATA, load_fer2013
+from data import DATA
+from emotion_faces import find_faces, validation_rows, with_labels_of
 from evaluate_emotion import calibration_error, read_all
 from numpy.typing import NDArray
 
+from edgefer.errors import EdgeferError
 from edgefer.vision.card import read_card
 from edgefer.vision.emotion import EmotionReader, Probabilities
 from edgefer.vision.model import Model
@@ -24,35 +29,51 @@ from edgefer.vision.model import Model
 TEMPERATURES = np.geomspace(0.3, 3, 200)
 
 
-def main() -> None:
-    """Fit, tell and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+def main() -> int:
+    """Fit, tell and write; gives the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("card", type=Path, help="the model's card; the .tflite lies beside it")
-    parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
+    parser.add_argument("--data", type=Path, default=DATA, help="faces, as train_emotion.py takes them (%(default)s)")
     arguments = parser.parse_args()
-    fer = load_fer2013(arguments.data / "fer2013")
-    images, labels = fer.images[fer.usage == 1], fer.labels[fer.usage == 1]
+    try:
+        fit(arguments.card, arguments.data)
+    except EdgeferError as error:
+        print(f"fit_confidence: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
 
-    card = dataclasses.replace(read_card(arguments.card), temperature=1.0)
-    arguments.card.write_text(card.to_json())
-    raw = read_all(EmotionReader(Model(arguments.card.with_suffix(".tflite"), "emotion")), images)
+
+def fit(path: Path, data: Path) -> None:
+    """Fit one card's temperature and threshold to labelled faces, and write it."""
+    card = read_card(path)
+    reader = EmotionReader(Model(path.with_suffix(".tflite"), "emotion"))
+    faces = find_faces(data, size=card.input.width)
+    rows, labels = with_labels_of(faces, validation_rows(faces), reader.labels)
+    raw = soften(read_all(reader, faces.images[rows]), 1 / card.temperature)
     temperature = fit_temperature(raw, labels)
     scaled = soften(raw, temperature)
     min_confidence = fit_threshold(scaled, labels)
 
     sure = scaled.max(1) >= min_confidence
     right = scaled.argmax(1) == labels
-    print(f"PublicTest accuracy {right.mean():.4f}")
+    print(f"{len(rows)} validation faces, accuracy {right.mean():.4f}")
     print(
         f"temperature {temperature:.3f}: calibration error {calibration_error(raw, labels):.4f}, then "
         f"{calibration_error(scaled, labels):.4f}"
     )
     print(
-        f"min_confidence {min_confidence:.2f}: {sure.mean():.1%} of the answers reach it, {right[sure].mean():.1%} of "
-        f"those are right, {right[~sure].mean():.1%} of the others"
+        f"min_confidence {min_confidence:.2f}: {share(right[sure])} answers that reach it are right, and "
+        f"{share(right[~sure])} others"
     )
-    card = dataclasses.replace(card, temperature=round(temperature, 3), thresholds={"min_confidence": min_confidence})
-    arguments.card.write_text(card.to_json())
+    card = dataclasses.replace(
+        card, temperature=round(temperature, 3), thresholds=card.thresholds | {"min_confidence": min_confidence}
+    )
+    path.write_text(card.to_json())
+
+
+def share(right: NDArray[np.bool_]) -> str:
+    """How many of some answers are right, in words."""
+    return f"{right.sum()} of the {len(right)}"
 
 
 def soften(probabilities: Probabilities, temperature: float) -> Probabilities:
@@ -78,4 +99,4 @@ def fit_threshold(probabilities: Probabilities, labels: NDArray[Any]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

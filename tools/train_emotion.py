@@ -31,7 +31,7 @@ import cv2
 import keras
 import numpy as np
 from data import DATA
-from emotion_faces import TRAIN, VALIDATION, VOTE_OF, Faces, find_faces
+from emotion_faces import TRAIN, VOTE_OF, Faces, find_faces, validation_rows
 from emotion_networks import NETWORKS, SIZE, Network
 from emotion_plots import plot_confusion, plot_curves
 from evaluate_emotion import confusion_matrix
@@ -149,11 +149,7 @@ def split(faces: Faces) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
     What is byte-identical to a validation or test image isn't trained on, nor what is plainly no face.
     """
-    held = faces.rows(VALIDATION)
-    if not len(held):
-        groups = np.unique(faces.dup_group[faces.usage == TRAIN])
-        tenth = np.random.default_rng(0).choice(groups, math.ceil(len(groups) / 10), replace=False)
-        held = np.flatnonzero((faces.usage == TRAIN) & np.isin(faces.dup_group, tenth))
+    held = validation_rows(faces)
     kept_out = faces.usage != TRAIN
     kept_out[held] = True
     tested = np.isin(faces.dup_group, faces.dup_group[kept_out])
