@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -171,6 +173,30 @@ def test_confidence_is_fitted_on_a_folder_tree_of_any_labels(tool, tmp_path, mon
     assert tool("fit_confidence").main() == 66
     assert "nowhere isn't there" in capsys.readouterr().err
     assert read_card(card) == fitted
+
+
+def test_batches_are_the_same_whatever_number_of_processes_makes_them(tool):
+    def make(rows, rng):
+        return np.array([os.getpid()]), np.array([*rows, rng.random()])
+
+    made = {}
+    for workers in (1, 3):
+        with closing(tool("batches").Batches(make, 11, 3, 5, workers)) as batches:
+            made[workers] = list(batches.epochs(1, 4))
+    assert len(made[1]) == 9, "three epochs of three whole batches"
+    np.testing.assert_array_equal(*[[targets for _, targets in whole] for whole in made.values()])
+    assert len({tuple(targets) for _, targets in made[1]}) == 9
+    assert {int(pid[0]) for pid, _ in made[1]} == {os.getpid()}
+    assert os.getpid() not in {int(pid[0]) for pid, _ in made[3]}
+
+
+def test_what_goes_wrong_in_a_worker_is_told(tool):
+    def make(rows, rng):
+        raise ValueError("a bad picture")
+
+    bad = tool("batches").Batches(make, 6, 3, 5, 2)
+    with closing(bad), pytest.raises(ValueError, match="a bad picture"):
+        list(bad.epochs(0, 1))
 
 
 # The shipped model

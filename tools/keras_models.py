@@ -77,7 +77,7 @@ class KerasModel:
         if not layers:
             return None
         try:
-            probe = self._library.Model(self._model.inputs, layers[0].input)
+            probe = self._library.Model(self._model.inputs[0], layers[0].input)
         except (AttributeError, ValueError):  # a model within a model, or one without a graph
             return None
         mean, variance = (np.asarray(values, np.float32) for values in layers[0].get_weights()[-2:])

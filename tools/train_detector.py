@@ -18,19 +18,20 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
 import backend  # noqa: F401  # before Keras
 import keras
 import numpy as np
+from batches import WORKERS, Batch, Batches, Make
 from data import DATA
-from detector_scenes import Floats, Scenes, augmented, targets
+from detector_scenes import Scenes, augmented, targets
 from evaluate_detector import average_precision, figures, find, held_out_people, validation_photos
 from keras import layers, ops
 from muon import Muon
+from numpy.typing import NDArray
 
 from edgefer.messages import Image
 from edgefer.vision.card import ModelCard, ModelInput
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--more", type=Path, nargs="*", default=[], help="packs of large faces (label_faces.py)")
     parser.add_argument("--start", type=Path, help="a model of an earlier run, to go on from with a new schedule")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31), help="a random one unless given")
+    parser.add_argument("--workers", type=int, default=WORKERS, help="processes that make batches (%(default)s)")
     parser.add_argument("--limit", type=int, default=None, help="pictures an epoch, and to validate on")
     parser.add_argument("--validate-every", type=int, default=2, help="epochs between validations (%(default)s)")
     parser.add_argument(
@@ -76,7 +78,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     settings = vars(arguments) | {"command": shlex.join(["python", *sys.argv])}
     if arguments.resume:
-        settings = json.loads((folder / "settings.json").read_text())
+        settings = json.loads((folder / "settings.json").read_text()) | {"workers": arguments.workers}
     settings["more"] = [str(path) for path in settings["more"]]
     (folder / "settings.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
     train(folder, settings, resume=arguments.resume)
@@ -91,7 +93,8 @@ def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
     scenes = Scenes(data, settings["people_repeats"], [Path(path) for path in settings["more"]])
     people, photos = held_out_people(data)[:limit], validation_photos(data)[:limit]
     pictures = min(len(scenes), limit or len(scenes))
-    steps = pictures // batch
+    batches = Batches(maker(scenes), len(scenes), batch, seed, settings["workers"], pictures)
+    steps = len(batches)
     model = network()
     if settings["start"] and not resume:
         start_from(model, Path(settings["start"]))
@@ -125,24 +128,23 @@ def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
     )
 
     started = time.monotonic()
-    for epoch in range(first, epochs):
-        # A stream of its own for each epoch, so that a resumed run sees what an unbroken one would have.
-        batches = batches_of(scenes, pictures, batch, np.random.default_rng([seed, epoch]))
-        losses = []
-        for x, y in batches:
-            losses.append(float(trained.train_on_batch(x, y)))
-            if len(losses) % 100 == 0:
-                print(f"  step {len(losses)} of {steps}, loss {np.mean(losses[-100:]):.3f}", flush=True)
-        trained.save_weights(checkpoint)
-        progress.write_text(json.dumps({"epochs_done": epoch + 1}))
-        line = f"epoch {epoch + 1} of {epochs}, loss {np.mean(losses):.4f}"
-        if (epoch + 1) % settings["validate_every"] == 0:
-            average = averaged(trained, optimizer, model)
-            found = find(float_model("far", average, settings), people)
-            line += f", AP50 of faces >= 16 px {average_precision(found, people, 16):.4f}"
-            write(average, scenes, settings, folder)
-        each = (time.monotonic() - started) / (epoch + 1 - first)
-        print(f"{line}, {each:.0f} s an epoch, {each * (epochs - epoch - 1) / 60:.0f} min left", flush=True)
+    with closing(batches):
+        for epoch in range(first, epochs):
+            losses = []
+            for x, y in batches.epochs(epoch, epoch + 1):
+                losses.append(float(trained.train_on_batch(x, y)))
+                if len(losses) % 100 == 0:
+                    print(f"  step {len(losses)} of {steps}, loss {np.mean(losses[-100:]):.3f}", flush=True)
+            trained.save_weights(checkpoint)
+            progress.write_text(json.dumps({"epochs_done": epoch + 1}))
+            line = f"epoch {epoch + 1} of {epochs}, loss {np.mean(losses):.4f}"
+            if (epoch + 1) % settings["validate_every"] == 0:
+                average = averaged(trained, optimizer, model)
+                found = find(float_model("far", average, settings), people)
+                line += f", AP50 of faces >= 16 px {average_precision(found, people, 16):.4f}"
+                write(average, scenes, settings, folder)
+            each = (time.monotonic() - started) / (epoch + 1 - first)
+            print(f"{line}, {each:.0f} s an epoch, {each * (epochs - epoch - 1) / 60:.0f} min left", flush=True)
 
     average = averaged(trained, optimizer, model)
     write(average, scenes, settings, folder)
@@ -252,25 +254,17 @@ def overlaps(wanted: Any, given: Any) -> tuple[Any, Any]:
 # What goes in, and what comes out.
 
 
-def batches_of(scenes: Scenes, pictures: int, batch: int, rng: np.random.Generator) -> Iterator[tuple[Floats, Floats]]:
-    """One epoch of canvases and what their cells should say; the next batch is made while one is learnt."""
+def maker(scenes: Scenes) -> Make:
+    """What makes a batch of canvases and what their cells should say."""
     width, height = CANVAS
     cells = grid_cells(width, height)
 
-    def make(chosen: Any, seed: int) -> tuple[Floats, Floats]:
-        own = np.random.default_rng(seed)
-        made = [augmented(scenes, int(i), width, height, own) for i in chosen]
+    def make(rows: NDArray[np.intp], rng: np.random.Generator) -> Batch:
+        made = [augmented(scenes, int(row), width, height, rng) for row in rows]
         x = np.stack([normalise(scene.image, INPUTS["far"]) for scene in made])
         return x, np.stack([targets(scene, cells) for scene in made])
 
-    order = rng.permutation(len(scenes))[:pictures]
-    work = [(order[i : i + batch], int(rng.integers(2**31))) for i in range(0, pictures - batch + 1, batch)]
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(make, *work[0])
-        for following in work[1:]:
-            ready, waiting = waiting, pool.submit(make, *following)
-            yield ready.result()
-        yield waiting.result()
+    return make
 
 
 def averaged(trained: keras.Model, optimizer: Any, model: keras.Model) -> keras.Model:

@@ -20,6 +20,7 @@ import secrets
 import shlex
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import backend  # noqa: F401  # before Keras
 import cv2
 import keras
 import numpy as np
+from batches import WORKERS, Batch, Batches, Make
 from data import DATA, Pack, open_pack
 from keras import layers, ops
 from muon import Muon
@@ -65,6 +67,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=0.012, help="the highest learning rate (%(default)s)")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31), help="a random one unless given")
+    parser.add_argument("--workers", type=int, default=WORKERS, help="processes that make batches (%(default)s)")
     parser.add_argument("--limit", type=int, help="faces of each pack, to try the script")
     parser.add_argument("--start", type=Path, help="a model of an earlier run, to go on from with a new schedule")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
@@ -92,7 +95,7 @@ def main() -> None:
         # Pictures of a person who is held out may stand in another pack too.
         new = (taught @ np.stack(held.taught).T).max(1) < SAME_PERSON if held.taught else ~apart
         faces.add(pack, np.flatnonzero(~apart & new), taught)
-    batches = Batches(faces, arguments.batch, arguments.seed)
+    batches = Batches(maker(faces), len(faces), arguments.batch, arguments.seed, arguments.workers)
     validation = np.stack([normalise(held.picture(i), INPUT) for i in range(len(held))]), np.stack(held.taught)
 
     checkpoint, history = folder / "checkpoint.keras", folder / "history.json"
@@ -111,17 +114,19 @@ def main() -> None:
             end="",
         )
         print(f"{len(held)} held out; before the first step the cosine to the teacher is {start:.4f}", flush=True)
-    batches.epoch = len(done)
-    model.fit(
-        batches,
-        validation_data=validation,
-        validation_batch_size=128,
-        initial_epoch=len(done),
-        epochs=arguments.epochs,
-        verbose=1 if sys.stdout.isatty() else 0,
-        # Validation sees the averaged weights; training goes on from its own.
-        callbacks=[keras.callbacks.SwapEMAWeights(), Keep(checkpoint, history, done, arguments.epochs)],
-    )
+    with closing(batches):
+        model.fit(
+            batches.epochs(len(done), arguments.epochs),
+            steps_per_epoch=len(batches),
+            shuffle=False,
+            validation_data=validation,
+            validation_batch_size=128,
+            initial_epoch=len(done),
+            epochs=arguments.epochs,
+            verbose=1 if sys.stdout.isatty() else 0,
+            # Validation sees the averaged weights; training goes on from its own.
+            callbacks=[keras.callbacks.SwapEMAWeights(), Keep(checkpoint, history, done, arguments.epochs)],
+        )
     model.save(folder / "model.keras")
     (folder / "card.json").write_text(card(kept, len(faces)).to_json())
     chosen = np.random.default_rng(arguments.seed).choice(len(faces), min(CALIBRATION_FACES, len(faces)), replace=False)
@@ -182,26 +187,14 @@ class Faces:
         return np.asarray(cv2.imdecode(self.jpegs[i], cv2.IMREAD_COLOR))
 
 
-class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras has no types
-    """Shuffled batches of augmented faces and the teacher's answers, different every epoch."""
+def maker(faces: Faces) -> Make:
+    """What makes a batch of augmented faces and the teacher's answers."""
 
-    def __init__(self, faces: Faces, batch: int, seed: int) -> None:
-        super().__init__(workers=1)
-        self.faces, self.batch, self.seed, self.epoch = faces, batch, seed, 0
+    def make(rows: NDArray[np.intp], rng: np.random.Generator) -> Batch:
+        x = np.stack([normalise(augment(faces.picture(int(i)), rng), INPUT) for i in rows])
+        return x, np.stack([faces.taught[int(i)] for i in rows])
 
-    def __len__(self) -> int:
-        return max(1, len(self.faces) // self.batch)
-
-    def __getitem__(self, index: int) -> tuple[Floats, Floats]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.faces))
-        rows = order[index * self.batch : (index + 1) * self.batch]
-        rng = np.random.default_rng((self.seed, self.epoch, index))
-        x = np.stack([normalise(augment(self.faces.picture(int(i)), rng), INPUT) for i in rows])
-        return x, np.stack([self.faces.taught[int(i)] for i in rows])
-
-    def on_epoch_end(self) -> None:
-        """Shuffle and augment anew."""
-        self.epoch += 1
+    return make
 
 
 def augment(face: Image, rng: np.random.Generator) -> Image:
@@ -268,7 +261,7 @@ def compile_for(model: keras.Model, rate: float, steps: int) -> None:
         schedule, weight_decay=0.02, adam_weight_decay=0.02, adam_lr_ratio=0.5, use_ema=True, ema_momentum=0.998
     )
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
-    model.compile(optimizer, away, metrics=[alike], jit_compile=False)
+    model.compile(optimizer, away, metrics=[alike])
 
 
 # What is kept

@@ -20,16 +20,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import backend  # noqa: F401  # before Keras
 import cv2
 import keras
 import numpy as np
+from batches import WORKERS, Batch, Batches, Make
 from data import DATA
 from emotion_faces import TRAIN, VOTE_OF, Faces, find_faces, validation_rows
 from emotion_networks import NETWORKS, SIZE, Network
@@ -65,6 +66,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=128, help="images a step (%(default)s)")
     parser.add_argument("--rate", type=float, help="the highest learning rate (default: the network's)")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the random start (default: the clock)")
+    parser.add_argument("--workers", type=int, default=WORKERS, help="processes that make batches (%(default)s)")
     parser.add_argument("--limit", type=int, help="train and validate on this many images only: to try the script")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
     arguments = parser.parse_args()
@@ -91,7 +93,8 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
     rows, held = split(faces)
     rows, held = rows[: arguments.limit], held[: arguments.limit]
     targets = soft_targets(faces) if network.votes else np.eye(len(faces.names), dtype=np.float32)[faces.labels]
-    batches = Batches(faces.images[rows], targets[rows], arguments.batch, arguments.seed)
+    make = maker(faces.images[rows], targets[rows])
+    batches = Batches(make, len(rows), arguments.batch, arguments.seed, arguments.workers)
     validation = as_input(faces.images[held]), np.eye(len(faces.names), dtype=np.float32)[faces.labels[held]]
 
     checkpoint, history = arguments.out / "checkpoint.keras", arguments.out / "history.json"
@@ -104,30 +107,32 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
     else:
         model = network.build(len(faces.names))
         optimizer = network.optimizer(rates)
-        model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
+        model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"])
         done = []
     save_settings(arguments, model, len(rows), len(held))
-    batches.epoch = len(done)
     callbacks: list[keras.callbacks.Callback] = [Keep(checkpoint, history, done, arguments.epochs, len(batches))]
     if network.averages:
         # Validation sees the averaged weights; training goes on from its own.
         callbacks.insert(0, keras.callbacks.SwapEMAWeights())
     if network.patience:
         callbacks.append(keras.callbacks.EarlyStopping(patience=network.patience, restore_best_weights=True))
-    model.fit(
-        batches,
-        validation_data=validation,
-        validation_batch_size=256,
-        initial_epoch=len(done),
-        epochs=arguments.epochs,
-        verbose=0,
-        callbacks=callbacks,
-    )
+    with closing(batches):
+        model.fit(
+            batches.epochs(len(done), arguments.epochs),
+            steps_per_epoch=len(batches),
+            shuffle=False,
+            validation_data=validation,
+            validation_batch_size=256,
+            initial_epoch=len(done),
+            epochs=arguments.epochs,
+            verbose=0,
+            callbacks=callbacks,
+        )
     # fit() leaves the averaged weights in the model. The last epoch ships: the best of many on PublicTest flatters.
     if network.averages:
         settle(model, faces.images[rows])
     if network.votes:
-        answer_as_labelled(model, faces.labels[rows], batches.targets)
+        answer_as_labelled(model, faces.labels[rows], targets[rows])
     model.save(arguments.out / "model.keras")
     (arguments.out / "card.json").write_text(card(arguments, network, faces, len(rows)).to_json())
     chosen = np.random.default_rng(arguments.seed).choice(rows, min(CALIBRATION_IMAGES, len(rows)), replace=False)
@@ -178,26 +183,13 @@ def as_input(images: Image) -> Floats:
     return normalise(images[..., None], INPUT)
 
 
-class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras has no types
-    """Shuffled batches of augmented images and their targets, different every epoch."""
+def maker(images: Image, targets: Floats) -> Make:
+    """What makes a batch of augmented images and their targets."""
 
-    def __init__(self, images: Image, targets: Floats, batch: int, seed: int) -> None:
-        super().__init__(workers=1)
-        self.images, self.targets = images, targets
-        self.batch, self.seed, self.epoch = batch, seed, 0
+    def make(rows: NDArray[np.intp], rng: np.random.Generator) -> Batch:
+        return as_input(np.stack([augment(images[row], rng) for row in rows])), targets[rows]
 
-    def __len__(self) -> int:
-        return math.ceil(len(self.images) / self.batch)
-
-    def __getitem__(self, index: int) -> tuple[Floats, Floats]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.images))
-        rows = order[index * self.batch : (index + 1) * self.batch]
-        rng = np.random.default_rng((self.seed, self.epoch, index))
-        return as_input(np.stack([augment(self.images[row], rng) for row in rows])), self.targets[rows]
-
-    def on_epoch_end(self) -> None:
-        """Shuffle and augment anew."""
-        self.epoch += 1
+    return make
 
 
 def augment(image: Image, rng: np.random.Generator) -> Image:
@@ -229,10 +221,10 @@ def settle(model: keras.Model, images: Image) -> None:
 
     Those of training belong to the weights before they were averaged, and to augmented images.
     """
-    for layer in model.layers:
-        if isinstance(layer, layers.BatchNormalization):
-            layer.momentum = 0.97
-    for start in range(0, min(len(images), 100 * 128), 128):
+    norms = [layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
+    for step, start in enumerate(range(0, min(len(images), 100 * 128), 128)):
+        for norm in norms:
+            norm.momentum = step / (step + 1)  # the plain mean of all steps, however few
         model(as_input(images[start : start + 128]), training=True)
 
 
@@ -311,7 +303,8 @@ def multiply_adds(model: keras.Model) -> int:
 
 def commit() -> str:
     """The commit that the script was run from."""
-    result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S607  # git, from the path
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # all of it is ours
     return result.stdout.strip()
 
 
