@@ -47,15 +47,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(_: argparse.Namespace) -> int:
-    """The daemon: camera to MQTT, until SIGTERM."""
+    """The daemon: camera to MQTT, until SIGTERM; set up by EDGEFER_ variables."""
     settings = _settings()
     from edgefer import service  # noqa: PLC0415  # here and below: bad settings and `--help` need no OpenCV
+    from edgefer.cameras import uri_is_a_setting  # noqa: PLC0415
 
-    with service.stopped_by_signals() as stop:
-        try:
-            service.run(settings, stop)
-        except UsageError as error:  # of the camera's URI, which is a setting here
-            raise SettingsError(f"EDGEFER_CAMERA: {error}") from error
+    with service.stopped_by_signals() as stop, uri_is_a_setting():
+        service.run(settings, stop)
     return 0
 
 
@@ -169,14 +167,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo_parser.add_argument("--json", action="store_true", help="print the payloads as they come")
     analyze_parser = add("analyze", analyze)
-    analyze_parser.add_argument("files", nargs="+", metavar="FILE", help="a picture or a video")
+    analyze_parser.add_argument("files", nargs="+", metavar="FILE", help="a picture, a video, or a folder of pictures")
     analyze_parser.add_argument("--json", action="store_true", help="JSON lines, one a picture or video frame")
     enroll_parser = add("enroll", enroll)
     enroll_parser.add_argument("name", help="the person's name, as it will be published")
     source = enroll_parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", nargs="+", type=Path, metavar="PATH", help="pictures, or folders of pictures")
     source.add_argument("--camera", action="store_true", help="whoever is before the camera, alone")
-    enroll_parser.add_argument("--seconds", type=_seconds, default=5.0, help="how long to look (%(default)g)")
+    enroll_parser.add_argument(
+        "--seconds", type=_seconds, default=5.0, help="how long to look, with --camera (%(default)g)"
+    )
     enroll_parser.add_argument(
         "--keep-images", action="store_true", help="keep pictures of the face, for `people relearn` with a later model"
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import logging
 import os
 import queue
@@ -115,7 +116,8 @@ class Control:
         try:
             self._socket = _listen(self._path)
         except OSError as error:
-            log.info("without a control socket at %s, `edgefer enroll --camera` has to wait: %s", self._path, error)
+            why = "another edgefer listens there" if error.errno == errno.EADDRINUSE else error.strerror or error
+            log.info("no control socket at %s: %s; `edgefer enroll --camera` can't ask this daemon", self._path, why)
             return
         threading.Thread(target=self._run, args=(self._socket,), name="control", daemon=True).start()
 

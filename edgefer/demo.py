@@ -26,6 +26,7 @@ from edgefer import service
 from edgefer.broker import check_broker, tls_context
 from edgefer.cameras import parse_uri
 from edgefer.cameras.sample import GRACE, picture_path
+from edgefer.cameras.video import check_file
 from edgefer.enroll import enroll, look_at_pictures
 from edgefer.errors import BrokerError, InputError
 from edgefer.health import Totals
@@ -64,7 +65,11 @@ def run_demo(settings: Settings, clip: str | None, *, as_json: bool) -> int:
         camera = parse_uri(settings.camera).public
         say(as_json, f"{camera} -> {settings.mqtt.host}:{settings.mqtt.actual_port} -> you; Ctrl-C stops")
         totals = service.run(settings, stop)
-        viewer.wait_for_end()
+        if not viewer.wait_for_end():
+            say(
+                as_json,
+                f"the daemon's good-bye didn't arrive within {PATIENCE_S:.0f} s: some events may be missing here",
+            )
         say(as_json, summary(totals, viewer))
     return 0
 
@@ -92,8 +97,10 @@ def say(as_json: bool, text: str) -> None:
 
 
 def playable(clip: str) -> str:
-    """The clip as a camera: a file that is named by its path plays at its pace."""
+    """The clip as a camera: a file that is named by its path plays at its pace. InputError when it can't be read."""
     uri = parse_uri(clip)
+    if uri.scheme == "file":
+        check_file(Path(uri.location))
     return f"file://{quote(uri.location)}?realtime=1" if uri.scheme == "file" and not uri.options else clip
 
 
@@ -182,9 +189,9 @@ class Viewer:
         self._client.disconnect()
         self._client.loop_stop()
 
-    def wait_for_end(self) -> None:
-        """Wait until the daemon's good-bye has arrived."""
-        self._gone.wait(PATIENCE_S)
+    def wait_for_end(self) -> bool:
+        """Wait until the daemon's good-bye has arrived; whether it did."""
+        return self._gone.wait(PATIENCE_S)
 
     def _show(self, message: paho.MQTTMessage) -> None:
         # A retained good-bye is from an earlier start.

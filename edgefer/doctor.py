@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from edgefer import machine
 from edgefer.broker import check_broker
-from edgefer.cameras import EndOfStream, open_camera, parse_uri
-from edgefer.errors import EdgeferError, InputError, SettingsError, UsageError
+from edgefer.cameras import EndOfStream, open_camera, parse_uri, uri_is_a_setting
+from edgefer.errors import EdgeferError, InputError
 from edgefer.gallery import open_gallery
 from edgefer.health import machine_problems
 from edgefer.messages import ProblemCode
@@ -58,11 +58,9 @@ def _models(settings: Settings) -> str:
 
 
 def _camera(settings: Settings) -> str:
-    try:
+    with uri_is_a_setting():
         uri = parse_uri(settings.camera)
         opened = open_camera(uri, settings.frame)
-    except UsageError as error:  # the URI is a setting here
-        raise SettingsError(f"EDGEFER_CAMERA: {error}") from error
     with closing(opened) as camera:
         try:
             image = camera.read().image
@@ -90,7 +88,8 @@ def _permissions(settings: Settings) -> str:
     if vision.embedder is None:
         return f"{folder} can be written"
     with closing(open_gallery(settings, vision.embedder.model.card)) as gallery:
-        return f"{folder} can be written; {len(gallery.people())} people are enrolled"
+        count = len(gallery.people())
+        return f"{folder} can be written; {count} {'person is' if count == 1 else 'people are'} enrolled"
 
 
 def _clock(settings: Settings) -> str:

@@ -373,7 +373,13 @@ def load_settings(**overrides: object) -> Settings:
         overrides["_env_file"] = _env_file()
         settings = Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks them
     except ValidationError as error:
-        problems += [_explain(details) for details in error.errors()]
+        # What is in a group's own name, EDGEFER_MQTT={...}, says nothing more: there is no such setting.
+        unknown = tuple(problem.partition(" ")[0].upper() for problem in problems)
+        problems += [
+            _explain(details)
+            for details in error.errors()
+            if not details["loc"] or f"{PREFIX}{details['loc'][0]}".upper() not in unknown
+        ]
     except UnparsableError:
         pass  # a group's own name, EDGEFER_MQTT: it was found among the unknown ones
     except UnicodeDecodeError as error:

@@ -168,7 +168,8 @@ def test_a_closed_source_gives_no_more_pictures(uri, clip, folder):
 
 
 def test_an_unknown_scheme_lists_the_known_ones():
-    fails("rtmp://host/x", UsageError, "rtmp://", *(f"{scheme}://" for scheme in SCHEMES))
+    known = [f"{scheme}://" for scheme in SCHEMES if scheme != "faulty"]
+    assert "faulty" not in fails("rtmp://host/x", UsageError, "rtmp://", *known), "that one is for tests"
 
 
 @pytest.mark.parametrize(

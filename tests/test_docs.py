@@ -27,6 +27,14 @@ def test_schemas_are_json_schemas(path):
     jsonschema.Draft202012Validator.check_schema(json.loads(path.read_text()))
 
 
+def test_the_event_in_the_readme_is_one():
+    import json
+
+    (event,) = re.findall(r"```json\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    schema = json.loads((ROOT / "docs" / "face.schema.json").read_text())
+    jsonschema.validate(json.loads(event), schema, jsonschema.Draft202012Validator)
+
+
 @pytest.mark.parametrize(
     "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
 )

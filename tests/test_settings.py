@@ -97,6 +97,9 @@ def test_every_problem_is_listed_at_once_in_the_variables_name(monkeypatch):
 
 def test_a_groups_name_is_no_variable(monkeypatch):
     assert "did you mean EDGEFER_GALLERY__KEY?" in refusal(monkeypatch, EDGEFER_GALLERY="x")
+    monkeypatch.delenv("EDGEFER_GALLERY")
+    told = refusal(monkeypatch, EDGEFER_MQTT='{"port": "x", "bogus": 1}')
+    assert told.startswith("1 problem(s)"), "what is in it says nothing more"
 
 
 def test_an_env_file_that_is_not_text_is_told(monkeypatch, tmp_path):

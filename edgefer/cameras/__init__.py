@@ -12,18 +12,20 @@ that such a source imports may import pydantic, which takes 15 MB.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import os
 import pkgutil
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import parse_qsl, quote, unquote
 
-from edgefer.errors import CameraError, InputError, UsageError
+from edgefer.errors import CameraError, InputError, SettingsError, UsageError
 
 if TYPE_CHECKING:
     import threading
@@ -165,6 +167,15 @@ def parse_uri(text: str) -> CameraUri:
     return CameraUri(scheme.lower(), unquote(location, errors="surrogateescape"), options, text)
 
 
+@contextlib.contextmanager
+def uri_is_a_setting() -> Iterator[None]:
+    """Where the URI is EDGEFER_CAMERA's, what is wrong with it is wrong with the settings."""
+    try:
+        yield
+    except UsageError as error:
+        raise SettingsError(f"EDGEFER_CAMERA: {error}") from error
+
+
 def _short_form(text: str) -> CameraUri:
     if not text:
         raise UsageError("no camera is named: docs/cameras.md lists the forms")
@@ -201,7 +212,7 @@ def source_module(scheme: str) -> ModuleType:
     """The source of a URI's scheme; UsageError lists the known ones."""
     modules = {name: module for module in source_modules() for name in module.SCHEMES}
     if scheme not in modules:
-        known = ", ".join(f"{name}://" for name in sorted(modules))
+        known = ", ".join(f"{name}://" for name in sorted(modules) if name != "faulty")  # which is for tests
         raise UsageError(f"unknown scheme {scheme}://; the known ones are {known}")
     return modules[scheme]
 
