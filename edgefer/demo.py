@@ -59,11 +59,13 @@ def run_demo(settings: Settings, clip: str | None, *, as_json: bool) -> int:
             # A state folder of its own: the demo's people aren't the user's.
             changes["state_dir"] = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="edgefer-demo-")))
         settings = settings.model_copy(update=changes)
+        camera = parse_uri(settings.camera)
+        if camera.scheme == "file":
+            check_file(Path(camera.location))
         viewer = parts.enter_context(Viewer(settings, stop, as_json=as_json))
         if clip is None and settings.identity.enabled:
             enroll_grace(settings)
-        camera = parse_uri(settings.camera).public
-        say(as_json, f"{camera} -> {settings.mqtt.host}:{settings.mqtt.actual_port} -> you; Ctrl-C stops")
+        say(as_json, f"{camera.public} -> {settings.mqtt.host}:{settings.mqtt.actual_port} -> you; Ctrl-C stops")
         totals = service.run(settings, stop)
         if not viewer.wait_for_end():
             say(
@@ -97,10 +99,8 @@ def say(as_json: bool, text: str) -> None:
 
 
 def playable(clip: str) -> str:
-    """The clip as a camera: a file that is named by its path plays at its pace. InputError when it can't be read."""
+    """The clip as a camera: a file that is named by its path plays at its pace."""
     uri = parse_uri(clip)
-    if uri.scheme == "file":
-        check_file(Path(uri.location))
     return f"file://{quote(uri.location)}?realtime=1" if uri.scheme == "file" and not uri.options else clip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,9 @@ def evaluate_embedding(model: Model, data: Path) -> list[Metric]:
     return [Metric("LFW", "6,000 pairs", name, round(value, 4), precision) for name, value in figures.items()]
 
 
-def embed_all(embedder: Embedder, pack: Pack) -> Floats:
-    """The embedding of every aligned face of a pack, n x size."""
-    return np.stack([embedder.embed(pack.picture(i)) for i in range(len(pack))])
+def embed_all(embedder: Embedder, pack: Pack, rows: Sequence[int] | NDArray[np.intp] | None = None) -> Floats:
+    """The embeddings of a pack's aligned faces, all of them or some, n x size."""
+    return np.stack([embedder.embed(pack.picture(int(i))) for i in (range(len(pack)) if rows is None else rows)])
 
 
 def fold_accuracy(cosines: Floats, same: NDArray[np.bool_], folds: NDArray[Any]) -> float:

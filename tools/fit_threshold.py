@@ -2,10 +2,10 @@
 
     python tools/fit_threshold.py models/identity-112.json
 
-At the threshold, 1 in 1,000 strangers is given a name where 50 people are enrolled by three pictures each: a stranger
-is compared with 150 templates, so only one in 150,000 pairs of strangers may exceed it. The pairs are the faces of the
-held-out people against each other, and against the grown-up ones of UTKFace: children look so much alike to a small
-model that a threshold for them would find hardly anybody.
+At the threshold, 1 in 1,000 strangers is given a name where 50 people are enrolled by three pictures each. Half of the
+people whom train_embedding.py holds out are enrolled, other ones each time. The strangers are the other half, who were
+photographed alike, and as many grown-up faces of UTKFace. Children look so much alike to a small model that a threshold
+for them would find hardly anybody.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from pathlib import Path
 import numpy as np
 from data import DATA, open_pack
 from evaluate_embedding import embed_all, threshold_at
+from evaluate_gallery import gallery_of
 from train_embedding import held_out
 
+from edgefer.gallery import Match
 from edgefer.vision.card import read_card
 from edgefer.vision.embedder import Embedder
 from edgefer.vision.model import Model
 
-STRANGERS_NAMED, TEMPLATES = 1e-3, 150
+STRANGERS_NAMED, PEOPLE, SHOTS = 1e-3, 50, 3
+DRAWS = 100
 GROWN_UP = 16
 """Years."""
 MARGIN = 0.05
@@ -39,23 +42,37 @@ def main() -> None:
     arguments = parser.parse_args()
     embedder = Embedder(Model(arguments.card.with_suffix(".tflite"), "embedding"))
     celeba = open_pack(arguments.data / "celeba_wild_id_112.npz")
-    apart = held_out(celeba)
-    people, ids = embed_all(embedder, celeba)[apart], celeba.fields["ids"][apart]
+    apart = np.flatnonzero(held_out(celeba))
+    faces, ids = embed_all(embedder, celeba, apart), celeba.fields["ids"][apart]
     utk = open_pack(arguments.data / "utk_112.npz")
-    others = embed_all(embedder, utk)[utk.fields["age"] >= GROWN_UP]
-    cosines = people @ people.T
-    upper = np.triu(np.ones_like(cosines, bool), 1)
-    same = ids[:, None] == ids[None]
-    strangers = np.concatenate([cosines[upper & ~same], (people @ others.T).ravel()])
-    threshold = round(threshold_at(strangers, STRANGERS_NAMED / TEMPLATES), 3)
-    accepted = float((cosines[upper & same] > threshold).mean())
-    print(f"{len(strangers)} pairs of strangers: one in {TEMPLATES / STRANGERS_NAMED:.0f} over {threshold}")
-    print(f"{int((upper & same).sum())} pairs of one person: {accepted:.1%} of them over {threshold}")
+    grown_up = embed_all(embedder, utk, np.flatnonzero(utk.fields["age"] >= GROWN_UP))
+    people = {str(one): faces[ids == one] for one in np.unique(ids)}
+    rng = np.random.default_rng(1)
+    nearest, own = [], []
+    for _ in range(DRAWS):
+        half = rng.permutation(list(people))[: len(people) // 2].tolist()
+        orders = {name: rng.permutation(people[name]) for name in half}
+        alike = np.concatenate([of for name, of in people.items() if name not in half])
+        strangers = [*alike, *rng.choice(grown_up, len(alike))]
+        with gallery_of({name: of[:SHOTS] for name, of in orders.items()}) as gallery:
+            nearest += [similarity(gallery.match(face)) for face in strangers]
+            own += [similarity(gallery.match(face), name) for name, of in orders.items() for face in of[SHOTS:]]
+    # With fewer people enrolled, fewer strangers may be named.
+    threshold = round(threshold_at(np.array(nearest), STRANGERS_NAMED * (len(people) // 2) / PEOPLE), 3)
+    print(f"{len(nearest)} strangers to {len(people) // 2} people: threshold {threshold}")
+    print(f"{np.mean(np.array(own) > threshold):.1%} of the people's other pictures are found")
     if arguments.dry_run:
         return
     card = read_card(arguments.card)
     card = dataclasses.replace(card, thresholds={"match": threshold, "margin": MARGIN})
     arguments.card.write_text(card.to_json())
+
+
+def similarity(match: Match | None, name: str | None = None) -> float:
+    """How near somebody came (to one person); -1 where the second one is too near, or it is another."""
+    assert match is not None  # somebody is enrolled
+    clear = (match.margin or 0) >= MARGIN and name in (None, match.name)
+    return match.similarity if clear else -1.0
 
 
 if __name__ == "__main__":
