@@ -5,3 +5,6 @@ from importlib.util import find_spec
 
 os.environ.setdefault("KERAS_BACKEND", "torch" if find_spec("torch") else "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+COMPILE = os.environ["KERAS_BACKEND"] == "jax"
+"""Whether a training step is compiled: JAX is slow without, and with TensorFlow it takes minutes on a CPU."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -51,9 +52,10 @@ class Batches:
         """Batches in an epoch; what doesn't fill one is left out."""
         return self._steps
 
-    def epochs(self, first: int, end: int) -> Iterator[Batch]:
-        """The batches of some epochs, one after another."""
-        keys = ((epoch, index) for epoch in range(first, end) for index in range(self._steps))
+    def epochs(self, first: int, end: int | None = None) -> Iterator[Batch]:
+        """The batches of some epochs, one after another; without an end, for ever."""
+        numbers = itertools.count(first) if end is None else range(first, end)
+        keys = ((epoch, index) for epoch in numbers for index in range(self._steps))
         waiting: deque[Future[Batch]] = deque()
         for key in keys:
             waiting.append(self._executor.submit(_make, *key))

@@ -22,7 +22,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
-import backend  # noqa: F401  # before Keras
+import backend  # before Keras
 import keras
 import numpy as np
 from batches import WORKERS, Batch, Batches, Make
@@ -114,7 +114,7 @@ def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
         ema_momentum=0.998,
     )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    trained.compile(optimizer, loss)
+    trained.compile(optimizer, loss, jit_compile=backend.COMPILE)
     optimizer.build(trained.trainable_variables)
     first = 0
     if resume:

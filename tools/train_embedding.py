@@ -24,7 +24,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import backend  # noqa: F401  # before Keras
+import backend  # before Keras
 import cv2
 import keras
 import numpy as np
@@ -116,7 +116,7 @@ def main() -> None:
         print(f"{len(held)} held out; before the first step the cosine to the teacher is {start:.4f}", flush=True)
     with closing(batches):
         model.fit(
-            batches.epochs(len(done), arguments.epochs),
+            batches.epochs(len(done)),  # Keras asks for one even where no epoch is left
             steps_per_epoch=len(batches),
             shuffle=False,
             validation_data=validation,
@@ -261,7 +261,7 @@ def compile_for(model: keras.Model, rate: float, steps: int) -> None:
         schedule, weight_decay=0.02, adam_weight_decay=0.02, adam_lr_ratio=0.5, use_ema=True, ema_momentum=0.998
     )
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
-    model.compile(optimizer, away, metrics=[alike])
+    model.compile(optimizer, away, metrics=[alike], jit_compile=backend.COMPILE)
 
 
 # What is kept

@@ -26,7 +26,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-import backend  # noqa: F401  # before Keras
+import backend  # before Keras
 import cv2
 import keras
 import numpy as np
@@ -107,7 +107,7 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
     else:
         model = network.build(len(faces.names))
         optimizer = network.optimizer(rates)
-        model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"])
+        model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"], jit_compile=backend.COMPILE)
         done = []
     save_settings(arguments, model, len(rows), len(held))
     callbacks: list[keras.callbacks.Callback] = [Keep(checkpoint, history, done, arguments.epochs, len(batches))]
@@ -118,7 +118,7 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
         callbacks.append(keras.callbacks.EarlyStopping(patience=network.patience, restore_best_weights=True))
     with closing(batches):
         model.fit(
-            batches.epochs(len(done), arguments.epochs),
+            batches.epochs(len(done)),  # Keras asks for one even where no epoch is left
             steps_per_epoch=len(batches),
             shuffle=False,
             validation_data=validation,
