@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
 from edgefer.messages import Box, Detection
+from edgefer.vision.card import read_card
 from edgefer.vision.decoders import decode_centre, grid_cells
 from edgefer.vision.detector import MAX_IOU, Detector, suppress
 from edgefer.vision.model import Model, find_model
@@ -241,6 +243,17 @@ def test_a_model_has_as_many_parameters_in_int8_as_in_float(tools):
     # A convolution of 4 x 3x3 and 4 biases, a dense layer of 36 x 3; biases of zero are left out.
     for name in ("float32", "int8", "uint8"):
         assert parameters(ROOT / f"tests/data/{name}.tflite") == 36 + 4 + 108
+
+
+def test_a_card_without_a_threshold_is_measured_as_it_is_used(tools, tmp_path):
+    from evaluate_detector import figures
+
+    shutil.copy(ROOT / "models/near.tflite", tmp_path)
+    card = dataclasses.replace(read_card(ROOT / "models/near.json"), thresholds={}, metrics=())
+    (tmp_path / "near.json").write_text(card.to_json())
+    empty = [scene([])]
+    measured = figures(Model(tmp_path / "near.tflite", "detector"), empty, empty, "int8")
+    assert next(m.value for m in measured if m.metric == "false faces / empty picture") == 0
 
 
 def test_the_landmark_error_is_a_share_of_the_faces_size(tools):

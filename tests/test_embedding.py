@@ -240,6 +240,37 @@ def test_one_stranger_in_a_thousand_is_over_the_threshold(tool):
     assert (cosines > measure.threshold_at(cosines, 0.01)).sum() == 30
 
 
+def test_a_pair_whose_face_isnt_found_is_left_out(tool):
+    vectors = np.array([[1, 0], [1, 0], [0, 1], [np.nan, np.nan]] * 2, np.float32)
+    fields = {
+        "pairs": np.array([[0, 1], [0, 2], [1, 3], [4, 5], [4, 6], [3, 7]]),
+        "same": np.array([True, False, False] * 2),
+        "fold": np.array([0, 0, 0, 1, 1, 1]),
+    }
+    figures = tool("evaluate_embedding").pair_figures(vectors, tool("data").Pack(fields))
+    assert figures == {"accuracy": 1.0, "TAR at FAR 0.001": 1.0}
+
+
+def test_a_face_in_a_larger_picture_is_aligned_back_to_where_it_was(tool):
+    """Soft waves in colour, enlarged: half a pixel aside, and they would be 9 levels off."""
+    y, x = np.mgrid[0:112, 0:112]
+    face = np.stack([128 + 60 * np.sin((x + channel * y) / 6) for channel in range(3)], -1).astype(np.uint8)
+    picture, frame = tool("fit_crop").place(face, 144)
+    back = warp(picture, align(tool("evaluate_embedding").template_in(frame)), 112, 112)
+    inside = np.s_[4:-4, 4:-4]
+    assert np.abs(back[inside].astype(float) - face[inside]).mean() < 1.5
+
+
+def test_how_far_an_alignment_is_off(tool):
+    """A detector that sees a face turned, enlarged and moved aligns it the other way."""
+    middle = np.full(2, 56.0)
+    seen = moved(TEMPLATE - middle, similarity(math.radians(3), 1.05, 2, -1)) + middle
+    turn, scale, right, down = tool("evaluate_embedding").misalignment(landmarks_at(TEMPLATE), landmarks_at(seen))
+    back = np.linalg.inv(similarity(math.radians(3), 1.05, 2, -1))
+    assert (turn, scale) == pytest.approx((-3, 1 / 1.05))
+    assert (right, down) == pytest.approx(tuple(back[:2, 2]))
+
+
 # The shipped model
 
 

@@ -170,6 +170,7 @@ def test_a_card_that_is_not_one(tmp_path, text):
         ({"input": {"width": 8, "height": 8, "colour": "grey", "range": [0, 1]}}, "input.colour"),
         ({"input": {"width": 0, "height": 8, "colour": "gray", "range": [0, 1]}}, "input.width"),
         ({"input": {"width": 8, "height": 8, "colour": "gray", "range": [0]}}, "input.range.1"),
+        ({"input": {"width": 8, "height": 8, "colour": "gray", "range": [1, 1]}}, "input.range"),
         ({"crop": {"from": "box", "sclae": 1.2}}, "crop.sclae"),
         ({"temperature": 0}, "temperature"),
         ({"thresholds": {"min_confidence": 7}}, "thresholds.min_confidence"),

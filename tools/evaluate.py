@@ -2,6 +2,7 @@
 
     python tools/evaluate.py detector models/far.json
     python tools/evaluate.py embedding models/identity-112.json
+    python tools/evaluate.py embedding models/identity-112.json --detector far   # by its landmarks; not for the card
     python tools/evaluate.py gallery models/identity-112.json     # strangers given a name; a table, not for the card
     python tools/evaluate.py emotion models/emotion-48.json
     python tools/evaluate.py emotion mine.json --data faces/ --beside mine-float.json
@@ -23,7 +24,7 @@ from pathlib import Path
 from compare_detectors import ours, table
 from data import DATA
 from evaluate_detector import evaluate_detector, held_out_people
-from evaluate_embedding import evaluate_embedding
+from evaluate_embedding import evaluate_alignment, evaluate_embedding
 from evaluate_emotion import evaluate_emotion
 from evaluate_gallery import evaluate_gallery
 
@@ -45,13 +46,20 @@ def main() -> int:
     parser.add_argument("card", type=Path, help="the model's card; the .tflite lies beside it")
     parser.add_argument("--data", type=Path, default=DATA, help="the research data, or faces (%(default)s)")
     parser.add_argument("--beside", type=Path, metavar="CARD", help="a second model, measured on the same data")
+    parser.add_argument("--detector", help="embedding: the detector (name or .tflite) whose landmarks are to align LFW")
     parser.add_argument("--dry-run", action="store_true", help="leave the card as it is")
     arguments = parser.parse_args()
     if arguments.beside and arguments.task == "gallery":
         parser.error("--beside is for figures; gallery prints a table of one model")
+    if arguments.detector and (arguments.task != "embedding" or arguments.beside):
+        parser.error("--detector goes with embedding alone, and one model")
     try:
         if arguments.task == "gallery":
             print(evaluate_gallery(Model(arguments.card.with_suffix(".tflite"), "embedding"), arguments.data))
+            return 0
+        if arguments.detector:
+            model = Model(arguments.card.with_suffix(".tflite"), "embedding")
+            print(evaluate_alignment(model, arguments.data, arguments.detector))
             return 0
         measured = [
             EVALUATORS[arguments.task](Model(card.with_suffix(".tflite"), arguments.task), arguments.data)
@@ -69,7 +77,9 @@ def main() -> int:
         for metric in metrics:
             # A label that only one of them knows leaves the other's place empty.
             told = figures.setdefault((metric.dataset, metric.split, metric.metric), [" " * 17] * len(measured))
-            told[number] = f"{metric.value:8.4f} {metric.precision:8}"
+            # What was measured just now comes before what the card keeps of another precision.
+            if told[number].isspace():
+                told[number] = f"{metric.value:8.4f} {metric.precision:8}"
     for (dataset, split, name), told in figures.items():
         print(f"{dataset:14} {split:22} {name:28} {'  '.join(told)}".rstrip())
     if not arguments.dry_run:

@@ -49,7 +49,7 @@ def figures(
 ) -> list[Metric]:
     """What a card tells of a model."""
     on_people, on_photos = find(model, people), find(model, photos)
-    min_score = model.card.thresholds["min_score"]
+    min_score = Detector(model).min_score
     on_empty = [found for found, scene in zip(on_photos, photos, strict=True) if not len(scene.boxes)]
     few_false = score_at(on_people, people, FEW_FALSE)
     values = {

@@ -29,6 +29,7 @@ from edgefer.vision.card import Crop, read_card
 from edgefer.vision.detector import Detector
 from edgefer.vision.emotion import EmotionReader
 from edgefer.vision.model import Model, find_model
+from edgefer.vision.preprocess import to_colour
 
 Points = NDArray[np.float64]
 """N x 5 x 2: eyes, nose, corners of the mouth, as shares of a square's side from its middle."""
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("card", type=Path, help="the emotion model's card; the .tflite lies beside it")
     parser.add_argument("--detector", default="far", help="a detector's name or .tflite (%(default)s)")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="leave the card as it is, and measure with its own crop")
     parser.add_argument("--images", type=int, default=1200, help="images of FER2013 to measure on (%(default)s)")
     arguments = parser.parse_args()
     fer = load_fer2013(arguments.data / "fer2013")
@@ -59,7 +61,8 @@ def main() -> None:
         typical(points_in_frames(fer.images[fer.usage == 0][: arguments.images], arguments.data), "FER2013's frame"),
     )
     print(f"crop: {crop}")
-    arguments.card.write_text(dataclasses.replace(read_card(arguments.card), crop=crop).to_json())
+    if not arguments.dry_run:
+        arguments.card.write_text(dataclasses.replace(read_card(arguments.card), crop=crop).to_json())
 
     reader = EmotionReader(Model(arguments.card.with_suffix(".tflite"), "emotion"))
     public = np.flatnonzero(fer.usage == 1)[: arguments.images]
@@ -132,7 +135,7 @@ def compare(detector: Detector, reader: EmotionReader, images: Image, labels: ND
 
 
 def place(image: Image, side: int) -> tuple[Image, Box]:
-    """A picture (BGR) with the image enlarged in its middle, and where it stands there.
+    """A picture (BGR) with the image (BGR or gray) brought to a side in its middle, and where it stands there.
 
     The image's edge goes on outwards, ever more blurred: a hard border is a frame that draws the detector's box to
     itself, and a mirrored one shows a second face.
@@ -142,7 +145,7 @@ def place(image: Image, side: int) -> tuple[Image, Box]:
     scene = cv2.copyMakeBorder(tile, top, HEIGHT - side - top, left, WIDTH - side - left, cv2.BORDER_REPLICATE)
     scene = cv2.GaussianBlur(scene, (0, 0), side / 8)
     scene[top : top + side, left : left + side] = tile
-    return np.asarray(cv2.cvtColor(scene, cv2.COLOR_GRAY2BGR), np.uint8), Box(left, top, side, side)
+    return to_colour(np.asarray(scene, np.uint8), "bgr"), Box(left, top, side, side)
 
 
 def best(faces: list[Detection], of: Box) -> Detection | None:

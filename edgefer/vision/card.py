@@ -115,6 +115,10 @@ def read_card(path: Path) -> ModelCard:
     for name in _needs[card.task]:
         if not getattr(card, name):
             raise ModelError(f"{path}: the card of a model for {card.task} needs {name!r}")
+    if card.input.range[0] == card.input.range[1]:
+        raise ModelError(
+            f"{path}: input.range: pixels 0 and 255 both become {card.input.range[0]:g}: the model would see nothing"
+        )
     if unknown := sorted(set(card.thresholds) - _thresholds[card.task]):
         known = ", ".join(sorted(_thresholds[card.task]))
         raise ModelError(f"{path}: thresholds.{unknown[0]}: a model for {card.task} has {known}")

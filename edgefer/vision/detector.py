@@ -22,7 +22,7 @@ class Detector:
 
     def __init__(self, model: Model, min_score: float | None = None, min_face_px: float = 0.0) -> None:
         self.model = model
-        self._min_score = model.card.thresholds.get("min_score", 0.5) if min_score is None else min_score
+        self.min_score = model.card.thresholds.get("min_score", 0.5) if min_score is None else min_score
         self._min_face_px = min_face_px
         self._decode = decoder_of(model)
 
@@ -30,7 +30,7 @@ class Detector:
         """The faces of a picture (BGR), best first, in pixels of the picture and inside it."""
         card = self.model.card
         picture, scale = letterbox(image, card.input.width, card.input.height)
-        scores, boxes, landmarks = self._decode(self.model(picture), self._min_score)
+        scores, boxes, landmarks = self._decode(self.model(picture), self.min_score)
         kept = suppress(scores, boxes, MAX_IOU)
         height, width = image.shape[:2]
         sides = (boxes[kept] / scale).clip(0, (width, height, width, height)).tolist()
