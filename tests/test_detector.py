@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
 from edgefer.messages import Box, Detection
-from edgefer.vision.card import read_card
+from edgefer.vision.card import Metric, read_card
 from edgefer.vision.decoders import decode_centre, grid_cells
 from edgefer.vision.detector import MAX_IOU, Detector, suppress
 from edgefer.vision.model import Model, find_model
@@ -307,3 +307,35 @@ def test_a_mirrored_face_keeps_its_left_eye_left(tools):
             assert left_mouth[0] < nose[0] < right_mouth[0]
             mirrored += 1
     assert mirrored > 20
+
+
+def write_pack(path, fields):
+    jpeg = cv2.imencode(".jpg", np.full((60, 80, 3), 90, np.uint8))[1].ravel()
+    np.savez(path, blob=np.concatenate([jpeg, jpeg]), off=[0, len(jpeg), 2 * len(jpeg)], **fields)
+
+
+def test_a_detector_is_measured_beside_another_and_its_card_written(tools, tmp_path, monkeypatch, capsys):
+    """Two plain pictures in each pack: nothing is found, and nothing made up. `far` has no figures in float here."""
+    import evaluate
+
+    boxes = np.array([[10, 10, 50, 50]] * 2, np.float32)
+    write_pack(tmp_path / "faceboxes_dev.npz", {"boxes": boxes, "box_image": [0, 1]})
+    photos = {"box": boxes[:1], "kps": np.zeros((1, 5, 2), np.float32), "img": [0], "ignore": [0]}
+    write_pack(tmp_path / "det_val.npz", photos)
+    for name in ("near", "far"):
+        shutil.copy(ROOT / f"models/{name}.tflite", tmp_path)
+        card = read_card(ROOT / f"models/{name}.json")
+        in_float = Metric("faceboxes_dev", "odd images", "AP50, faces >= 16 px", 0.5, "float32")
+        card = dataclasses.replace(card, metrics=(in_float,) if name == "near" else ())
+        (tmp_path / f"{name}.json").write_text(card.to_json())
+    near, far = str(tmp_path / "near.json"), str(tmp_path / "far.json")
+    monkeypatch.setattr("sys.argv", ["evaluate.py", "detector", near, "--beside", far, "--data", str(tmp_path)])
+    assert evaluate.main() == 0
+    said = capsys.readouterr().out
+    assert "| `near` | 256x192 |" in said
+    assert "| `far` | 416x320 |" in said
+    figures = {(metric.metric, metric.precision): metric.value for metric in read_card(Path(near)).metrics}
+    assert figures["AP50, faces >= 16 px", "int8"] == 0
+    assert figures["false faces / empty picture", "int8"] == 0
+    assert figures["AP50, faces >= 16 px", "float32"] == 0.5, "another precision's figures stay"
+    assert read_card(Path(far)).metrics == ()
