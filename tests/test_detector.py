@@ -334,6 +334,8 @@ def test_a_detector_is_measured_beside_another_and_its_card_written(tools, tmp_p
     said = capsys.readouterr().out
     assert "| `near` | 256x192 |" in said
     assert "| `far` | 416x320 |" in said
+    (line,) = [line for line in said.splitlines() if "AP50, faces >= 16 px " in line]
+    assert line.split()[-4:] == ["0.0000", "int8", "0.0000", "int8"], "what was measured, not what the card keeps"
     figures = {(metric.metric, metric.precision): metric.value for metric in read_card(Path(near)).metrics}
     assert figures["AP50, faces >= 16 px", "int8"] == 0
     assert figures["false faces / empty picture", "int8"] == 0
