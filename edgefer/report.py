@@ -15,6 +15,7 @@ from edgefer.messages import (
     FaceEvent,
     Frame,
     FrameSize,
+    Identity,
     Landmarks,
     Message,
     PixelBox,
@@ -54,10 +55,10 @@ class Reporter:
         self._clock_synced = clock_synced
         self._seq = 0
         self._known: dict[str, _Known] = {}
+        self._told = self.presence(datetime.now(timezone.utc))
 
     def __call__(self, frame: Frame, faces: Sequence[Face]) -> list[Message]:
         """The events of a frame, and the presence after it where it changed."""
-        before = self.presence(frame.time)
         here = {face.track.track_id for face in faces}
         events = [
             self._left(track_id, frame.time, frame.captured_at) for track_id in [*self._known] if track_id not in here
@@ -65,8 +66,8 @@ class Reporter:
         for face in faces:
             event = self._appeared_or_updated(frame, face)
             events += [event] if event else []
-        after = self.presence(frame.time)
-        return [*events] if after == before else [*events, after]
+        now = self.presence(frame.time)
+        return [*events] if now == replace(self._told, time=frame.time) else [*events, self._tell(now)]
 
     @property
     def count(self) -> int:
@@ -76,7 +77,14 @@ class Reporter:
     def end(self) -> list[Message]:
         """Everybody left: the camera is lost, or the daemon stops. Presence is told in any case."""
         now, now_s = datetime.now(timezone.utc), time.monotonic()
-        return [*(self._left(track_id, now, now_s) for track_id in [*self._known]), self.presence(now)]
+        left = [self._left(track_id, now, now_s) for track_id in [*self._known]]
+        return [*left, self._tell(self.presence(now))]
+
+    def forget(self, names: frozenset[str]) -> None:
+        """Name these people no more, in what is still to be told of those who were in view."""
+        for track_id, known in self._known.items():
+            if known.face.identity.name in names:
+                self._known[track_id] = replace(known, face=replace(known.face, identity=Identity("unknown")))
 
     def presence(self, now: datetime) -> Presence:
         """Who is in view."""
@@ -92,6 +100,10 @@ class Reporter:
             undecided_count=sum(identity.status in ("undecided", "off") for identity in identities),
             faces=faces,
         )
+
+    def _tell(self, presence: Presence) -> Presence:
+        self._told = presence
+        return presence
 
     @staticmethod
     def _present(face: Face) -> PresentFace:

@@ -59,6 +59,7 @@ def run(settings: Settings, stop: threading.Event, root: Path = machine.ROOT) ->
         reporter = Reporter(origin, settings.events.interval_s, machine.is_clock_synced)
 
         def forget(names: frozenset[str]) -> None:
+            reporter.forget(names)
             for sink in sinks:
                 sink.forget(names)
 

@@ -219,6 +219,40 @@ def test_a_daemon_that_stops_at_once_keeps_nothing_of_who_was_removed(edgefer, s
     assert not waits()
 
 
+@needs_pictures
+def test_who_is_removed_while_the_camera_is_silent_leaves_without_a_name(edgefer, state, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr("edgefer.latest.LOST_AFTER_S", 5.0)  # the gallery is read again before
+    monkeypatch.setattr("edgefer.cameras._worker.SILENT_S", 5.0)
+    assert edgefer("enroll", "Grace", "--images", GRACE)[0] == 0
+    camera = tmp_path / "fault"
+    for name, value in {
+        "SINKS": "mqtt",
+        "MQTT__PORT": str(free_port()),
+        "CAMERA": f"faulty://{camera}?show=sample",
+    }.items():
+        monkeypatch.setenv(f"EDGEFER_{name}", value)
+    stop = threading.Event()
+    daemon = threading.Thread(target=service.run, args=(load_settings(), stop))
+    daemon.start()
+
+    def stored() -> bytes:
+        return b"".join(path.read_bytes() for path in state.glob("outbox.sqlite3*"))
+
+    try:
+        wait_until(lambda: b'"Grace"' in stored(), "events that name her")
+        camera.write_text("hang")
+        with gallery() as opened:
+            opened.remove("Grace")
+        wait_until(lambda: "; 0 in view" in caplog.text, "everybody to have left")
+    finally:
+        stop.set()
+        daemon.join(30)
+    assert caplog.text.index("somebody who was forgotten") < caplog.text.index("; 0 in view")
+    assert b'"event":"left"' in stored()
+    assert b'"Grace"' not in stored()
+
+
 class TestPeople:
     @pytest.fixture(autouse=True)
     def _known(self):

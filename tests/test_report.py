@@ -102,6 +102,15 @@ def test_left_carries_the_last_values(reporter):
     assert left.camera == "v4l2:///dev/video0"
 
 
+def test_who_is_forgotten_while_out_of_sight_is_not_named_any_more(reporter):
+    reporter(frame(1), [face("a", 1, identity=ADA)])
+    reporter.forget(frozenset({"Ada"}))
+    (after,) = reporter(frame(1.5), [face("a", 1)])
+    assert (after.known, after.unknown_count) == ((), 1)
+    (left, last) = reporter.end()
+    assert (left.identity, last.count) == (Identity("unknown"), 0)
+
+
 def test_presence_counts_each_kind(reporter):
     faces = [face("a", 1, identity=ADA), face("b", 1, identity=Identity("unknown")), face("c", 1)]
     now = presence(reporter(frame(1), faces))
