@@ -178,7 +178,6 @@ class Store:
             except BlockingIOError:
                 raise StoreError(f"{self.path} is another edgefer's; give each its own EDGEFER_STATE_DIR") from None
             self._database = self._connect()
-            self._version = _data_version(self._database)
         return self._database
 
     def _connect(self) -> sqlite3.Connection:
@@ -251,7 +250,7 @@ class Store:
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             self._release()
             if any(passing in str(error) for passing in _PASSING):
-                raise StoreError(_advise(self.path, str(error))) from error
+                raise StoreError(_advise(self.path, str(error), owner=owner)) from error
             if not owner:
                 raise StoreError(
                     f"{self.path} can't be read ({error}), so the events in it stay; delete it: it may name anybody"
@@ -259,12 +258,13 @@ class Store:
             raise self._set_aside(str(error)) from error
         except OSError as error:
             self._release()
-            raise StoreError(_advise(self.path, error.strerror or str(error))) from error
+            raise StoreError(_advise(self.path, error.strerror or str(error), owner=owner)) from error
 
     def _release(self) -> None:
         if self._database is not None:
             self._database.close()
             self._database = None
+            self._version = 0  # whatever changes it until it is open again is to be noticed
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -281,7 +281,7 @@ class Store:
                 with suppress(FileNotFoundError):
                     os.rename(f"{self.path}{part}", f"{aside}{part}")  # noqa: PTH104  # names that end so, not suffixes
         except OSError as error:
-            return StoreError(_advise(self.path, f"{reason}, and it can't be moved away: {error.strerror}"))
+            return StoreError(_advise(self.path, f"{reason}, and it can't be moved away: {error.strerror}", owner=True))
         return StoreError(
             f"{self.path} can't be used ({reason}): it was kept as {aside.name}, and the events in it aren't sent; "
             "delete it, or report it",
@@ -320,7 +320,9 @@ def _data_version(database: sqlite3.Connection) -> int:
     return int(database.execute("PRAGMA data_version").fetchone()[0])
 
 
-def _advise(path: Path, reason: str) -> str:
+def _advise(path: Path, reason: str, *, owner: bool) -> str:
+    if not owner:
+        return f"the events that wait in {path} can't be deleted now ({reason}), so they stay; mend that, and try again"
     return (
         f"waiting events can't be written to {path} ({reason}), so they are lost when edgefer or the machine stops; "
         "EDGEFER_STATE_DIR must be a folder we may write to, with room"

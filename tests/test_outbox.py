@@ -480,6 +480,33 @@ def test_a_file_that_cannot_be_read_is_not_passed_over_when_somebody_is_forgotte
     assert (folder / FILE).exists()
 
 
+def test_who_forgets_is_told_that_a_file_in_use_keeps_its_events(folder, open_outbox, monkeypatch):
+    monkeypatch.setattr(store_module, "BUSY_S", 0.1)
+    outbox = open_outbox()
+    put(outbox, 1)
+    outbox.close()
+    with contextlib.closing(sqlite3.connect(folder / FILE, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(
+            StoreError, match=r"can't be deleted now \(database is locked\), so they stay; .* try again"
+        ):
+            forget(settings(folder), "Ada")
+
+
+def test_who_is_forgotten_while_the_file_was_shut_leaves_memory_too(folder):
+    full = "CREATE TRIGGER full BEFORE INSERT ON event BEGIN SELECT RAISE(ABORT, 'disk is full'); END"
+    payload = to_json(face_event(1, identity=Identity("known", "Ada", 0.71, 0.29)))
+    with contextlib.closing(Store(folder)) as store:
+        [kept] = store.write([(payload, time.monotonic())], [])
+        assert store.ids_if_changed() in (None, {kept})
+        with contextlib.closing(sqlite3.connect(folder / FILE)) as other:
+            other.execute(full)
+        with pytest.raises(StoreError, match="disk is full"):
+            store.write([(payload, time.monotonic())], [])
+        assert forget(settings(folder), "Ada") == 1
+        assert store.ids_if_changed() == set()
+
+
 @hypothesis.settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_a_replayed_event_is_marked_whatever_it_says(name):
