@@ -47,7 +47,7 @@ class Thermostat:
             self._well_since_s = self._well_since_s or now_s
             if now_s - self._well_since_s >= CALM_S:
                 self.cause = None
-                log.info("the machine has cooled down: looking at every frame again")
+                log.info("the machine is neither hot nor throttled any more: looking at every frame again")
         else:
             self._well_since_s = None
 

@@ -157,7 +157,8 @@ def test_it_goes_on_as_before_once_it_is_cool_for_a_while_and_not_before(clock):
     assert causes == ["hot", "hot", "hot", "hot", "hot", None, None]
 
 
-def test_one_power_dip_of_a_warm_machine_is_over_after_a_while(clock):
+def test_one_power_dip_of_a_warm_machine_is_over_after_a_while(clock, caplog):
+    caplog.set_level("INFO")
     thermostat = Thermostat()
     thermostat.note(at(74, throttled=True))
     for _ in range(2):
@@ -165,6 +166,7 @@ def test_one_power_dip_of_a_warm_machine_is_over_after_a_while(clock):
         clock.now += 31
     thermostat.note(at(74))
     assert thermostat.cause is None
+    assert "neither hot nor throttled any more: looking at every frame" in caplog.text
 
 
 def test_the_daemon_slows_down_on_a_hot_machine_says_so_and_comes_back(
