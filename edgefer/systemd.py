@@ -10,10 +10,14 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 
+from edgefer.escape import escape
+
 log = logging.getLogger(__name__)
 
 STATUS_EVERY_S = 1.0
 """A status line is for people, and the rate in it changes all the time."""
+LONGEST_STATUS = 1000
+"""Characters: systemd ignores a whole message, READY=1 and all, of more than 4096 bytes."""
 
 
 class ServiceManager:
@@ -44,6 +48,8 @@ class ServiceManager:
             self._note_hung(list(hung))
         if hung:
             status = f"the {' and the '.join(hung)} hangs; {status}"
+        # A line end in it, from a camera's name perhaps, would begin another assignment.
+        status = escape(status)[:LONGEST_STATUS]
         newly_ready = ready and not self._ready
         changed = status != self._status and now_s - self._told_s >= STATUS_EVERY_S
         if (newly_ready or changed) and self._send("READY=1\n" * newly_ready + f"STATUS={status}"):

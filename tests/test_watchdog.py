@@ -219,6 +219,16 @@ def test_both_kinds_of_socket_are_spoken_to(any_systemd):
     assert any_systemd.listen() == ["READY=1", "STATUS=all is well", "STOPPING=1", "STATUS=stopping"]
 
 
+def test_a_status_is_one_line_that_systemd_takes(systemd):
+    manager = ServiceManager({"NOTIFY_SOCKET": systemd.address})
+    manager.tell("camera lost: C920\nWATCHDOG=trigger; " + "é" * 5000, ready=True)
+    manager.close()
+    message = systemd.socket.recv(8192)
+    assert len(message) <= 4096
+    ready, status = message.decode().splitlines()
+    assert (ready, status[:40]) == ("READY=1", r"STATUS=camera lost: C920\nWATCHDOG=trigger; "[:40])
+
+
 def test_a_watchdog_that_waits_for_another_process_or_for_none_is_not_fed(systemd):
     for environment in ({}, {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"}, {"WATCHDOG_USEC": "soon"}):
         manager = ServiceManager({"NOTIFY_SOCKET": systemd.address} | environment)
