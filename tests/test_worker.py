@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -60,6 +61,21 @@ def workers() -> list[int]:
 
 def is_well(camera: Latest) -> bool:
     return camera.next(0.05) is not None and camera.state.problem is None
+
+
+def test_a_machine_that_is_short_of_files_is_a_lost_camera_and_leaks_none(fault):
+    uri, limits = parse_uri(fault.uri), resource.getrlimit(resource.RLIMIT_NOFILE)
+    ours = Path("/proc/self/fd")
+    with Path(os.devnull).open() as newest:
+        before = len(list(ours.iterdir()))
+        for spare in range(6):  # each of them fails at another step
+            resource.setrlimit(resource.RLIMIT_NOFILE, (newest.fileno() + spare, limits[1]))
+            try:
+                with pytest.raises(CameraError, match="its driver can't be started: Too many open files"):
+                    _worker.WorkerCamera("edgefer.cameras.faulty", uri, WANTED)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            assert len(list(ours.iterdir())) == before
 
 
 def test_pictures_come_whole_in_order_and_with_the_time_of_their_capture(fault):

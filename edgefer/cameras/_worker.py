@@ -65,10 +65,7 @@ class WorkerCamera:
         self._name = uri.public
         self._stop = stop or threading.Event()
         self._silent_s = max(SILENT_S, 3 / wanted.fps)
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._memory = os.memfd_create("edgefer-pictures")
-        with theirs:
-            self._process = _start(theirs.fileno(), self._memory)
+        self._channel, self._memory, self._process = _start(self._name)
         self._poll = select.poll()
         self._poll.register(self._channel, select.POLLIN)
         self._newest: tuple[int, float] | None = None
@@ -157,7 +154,23 @@ class WorkerCamera:
         )
 
 
-def _start(channel: int, memory: int) -> subprocess.Popen[bytes]:
+def _start(name: str) -> tuple[socket.socket, int, subprocess.Popen[bytes]]:
+    """Our end of the channel, the file of the shared memory, and the worker."""
+    with contextlib.ExitStack() as unwanted:
+        try:
+            channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            unwanted.enter_context(channel)
+            with theirs:
+                memory = os.memfd_create("edgefer-pictures")
+                unwanted.callback(os.close, memory)
+                process = _spawn(theirs.fileno(), memory)
+        except OSError as error:  # short of memory, processes or files, which passes
+            raise CameraError(f"{name}: its driver can't be started: {error.strerror}") from error
+        unwanted.pop_all()
+        return channel, memory, process
+
+
+def _spawn(channel: int, memory: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603  # our own module, and three numbers
         [sys.executable, "-m", __name__, str(channel), str(memory), str(os.getpid())],
         pass_fds=(channel, memory),
