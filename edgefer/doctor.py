@@ -18,6 +18,7 @@ from edgefer.problems import HOT_C, kind
 from edgefer.service import DEFAULT_DETECTOR
 from edgefer.settings import Settings
 from edgefer.sight import is_dark
+from edgefer.store import Store
 from edgefer.vision import load_vision
 from edgefer.vision.model import RUNTIME, models_folder
 
@@ -92,6 +93,19 @@ def _permissions(settings: Settings) -> str:
         return f"{folder} can be written; {count} {'person is' if count == 1 else 'people are'} enrolled"
 
 
+def _store(settings: Settings) -> str:
+    if "mqtt" not in settings.sinks.split(",") or not settings.events.store:
+        return "not used"
+    store = Store(settings.state_dir)
+    if store.exists and not os.access(store.path, os.R_OK | os.W_OK):
+        raise _RemarkError(f"{store.path}: user {os.getuid()} can't use it, so events wait in memory; change its owner")
+    if aside := store.set_aside:
+        raise _RemarkError(
+            f"{aside[0]}: it couldn't be used, and the events in it aren't sent; delete it, or report it"
+        )
+    return "events of an earlier start, or of one that runs, wait" if store.exists else "nothing waits"
+
+
 def _clock(settings: Settings) -> str:
     _remark(settings, "clock")
     return "set by a time server"
@@ -137,6 +151,7 @@ _looks: dict[str, Callable[[Settings], str]] = {
     "camera": _camera,
     "broker": _broker,
     "permissions": _permissions,
+    "store": _store,
     "clock": _clock,
     "temperature": _temperature,
     "memory": _memory,

@@ -209,6 +209,8 @@ class Outbox:
             if store.is_open and not self._in_store and time.monotonic() - self._emptied_s > EMPTY_FOR_S:
                 store.close()
             self._problem = None
+            if self._set_aside and not store.set_aside:
+                self._set_aside = None
         except StoreError as error:
             if error.set_aside:
                 self._in_store.clear()

@@ -86,6 +86,11 @@ class Store:
         return os.path.lexists(self.path)
 
     @property
+    def set_aside(self) -> list[Path]:
+        """Files that couldn't be used, and are still there under another name."""
+        return sorted(self.path.parent.glob(f"{FILE}{_ASIDE}*"))
+
+    @property
     def is_open(self) -> bool:
         """Whether the file is in use."""
         return self._database is not None
@@ -129,7 +134,7 @@ class Store:
         The daemon that owns the file notices. A file that can't be read stays as it is.
         """
         with self._errors(owner=False):
-            for aside in self.path.parent.glob(f"{FILE}{_ASIDE}*"):
+            for aside in self.set_aside:
                 aside.unlink(missing_ok=True)
         if not self.exists:
             return 0

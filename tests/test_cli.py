@@ -9,7 +9,7 @@ import pytest
 from edgefer import __version__
 from edgefer.problems import KINDS
 
-MACHINE = ["clock", "temperature", "memory", "disk"]
+MACHINE = ["store", "clock", "temperature", "memory", "disk"]
 
 
 def test_help_names_every_command_with_an_example(edgefer):
@@ -83,6 +83,15 @@ def test_doctor_notes_a_black_picture_and_says_what_to_do(edgefer, tmp_path):
     assert "Take the cover off the lens" in line
 
 
+def test_doctor_notes_waiting_events_that_cannot_be_used(edgefer, tmp_path):
+    aside = tmp_path / "state" / "outbox.sqlite3.aside-20261121-112835-1"
+    aside.parent.mkdir(exist_ok=True)
+    aside.touch()
+    done = edgefer("doctor", "--offline")
+    assert f"note store        {aside}: it couldn't be used" in done.stdout
+    assert done.returncode == 0
+
+
 def test_doctor_explains_every_problem_with_its_fix(edgefer):
     done = edgefer("doctor", "--explain")
     assert done.returncode == 0
@@ -93,7 +102,7 @@ def test_doctor_explains_every_problem_with_its_fix(edgefer):
 def test_doctor_offline_asks_of_the_installation_alone(edgefer):
     done = edgefer("doctor", "--offline", EDGEFER_CAMERA="/dev/video97", EDGEFER_MQTT__PORT="1")
     told = [line.split()[1] for line in done.stdout.splitlines()]
-    assert told == ["runtime", "models", "permissions", "clock", "temperature", "memory", "disk"]
+    assert told == ["runtime", "models", "permissions", *MACHINE]
     assert done.returncode == 0
     assert edgefer("doctor", "--offline", EDGEFER_EMOTION__MODEL="smile").returncode == 66
 

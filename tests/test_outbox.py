@@ -294,6 +294,18 @@ def test_a_file_that_cannot_be_used_is_kept_aside_and_told(folder, open_outbox, 
     assert drain(open_outbox()) == [1]
 
 
+def test_a_file_that_was_set_aside_is_no_problem_any_more_once_it_is_gone(folder, open_outbox):
+    folder.mkdir()
+    (folder / FILE).write_bytes(b"no database at all" * 1000)
+    outbox = open_outbox()
+    put(outbox, 1)
+    wait_for_rows(folder, 1)
+    assert "it was kept as" in outbox.problem
+    for aside in folder.glob(f"{FILE}.aside-*"):
+        aside.unlink()
+    wait_until(lambda: outbox.problem is None, "the problem to be over")
+
+
 def test_an_event_that_cannot_be_read_is_left_out(folder, open_outbox, caplog):
     first = open_outbox()
     put(first, 1, 2, 3)
