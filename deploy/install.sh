@@ -226,7 +226,8 @@ restart() {
         fail "the service doesn't start (above): sudo edgefer doctor says more; then sudo systemctl restart edgefer" 1
     fi
     activate "$former"
-    systemctl restart edgefer || true
+    systemctl restart edgefer ||
+        fail "neither the new version's service starts (above) nor the former one's, ${former##*/}: sudo edgefer doctor says more" 1
     fail "the service of the new version doesn't start (above); the former one goes on: ${former##*/}" 1
 }
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from edgefer import machine
 from edgefer.broker import check_broker
 from edgefer.cameras import EndOfStream, open_camera, parse_uri, uri_is_a_setting
-from edgefer.errors import EdgeferError, InputError
+from edgefer.control import is_daemon_there
+from edgefer.errors import CameraError, EdgeferError, InputError
 from edgefer.gallery import open_gallery
 from edgefer.health import machine_problems
 from edgefer.messages import ProblemCode
@@ -59,9 +60,16 @@ def _models(settings: Settings) -> str:
 
 
 def _camera(settings: Settings) -> str:
-    with uri_is_a_setting():
-        uri = parse_uri(settings.camera)
-        opened = open_camera(uri, settings.frame)
+    try:
+        with uri_is_a_setting():
+            uri = parse_uri(settings.camera)
+            opened = open_camera(uri, settings.frame)
+    except CameraError as error:
+        if not is_daemon_there(settings.state_dir):
+            raise
+        raise CameraError(
+            f"{error}. The daemon runs and may be what holds it: stop it first, or see its health"
+        ) from error
     with closing(opened) as camera:
         try:
             image = camera.read().image

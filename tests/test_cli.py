@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from edgefer import __version__
+from edgefer.control import Control
 from edgefer.problems import KINDS
 
 MACHINE = ["store", "clock", "temperature", "memory", "disk"]
@@ -72,6 +73,14 @@ def test_doctor_tells_of_each_part_and_its_fix(edgefer):
 def test_doctor_tells_of_a_camera_that_is_not_there(edgefer):
     done = edgefer("doctor", EDGEFER_CAMERA="/dev/video97", EDGEFER_MQTT__PORT="1")
     assert re.search(r"^FAIL camera +.*/dev/video97", done.stdout, re.MULTILINE)
+    assert done.returncode == 74
+
+
+def test_doctor_says_that_the_daemon_may_hold_the_camera(edgefer, tmp_path, monkeypatch, closing):
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
+    closing.callback(Control(tmp_path / "state", None, None).close)
+    done = edgefer("doctor", EDGEFER_CAMERA="/dev/video97", EDGEFER_MQTT__PORT="1")
+    assert "The daemon runs and may be what holds it: stop it first" in done.stdout
     assert done.returncode == 74
 
 
