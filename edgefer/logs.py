@@ -61,7 +61,8 @@ class RateLimit(logging.Filter):
         place = record.pathname, record.lineno
         with self._lock:
             since_s, count = self._places.get(place, (record.created, 0))
-            if record.created - since_s > BURST_S:
+            # A clock that is set back ends a burst, too: the lines after it would be left out until it has caught up.
+            if not 0 <= record.created - since_s <= BURST_S:
                 if count > BURST:
                     record.msg, record.args = _summed_up(record, count), ()
                 since_s, count = record.created, 0

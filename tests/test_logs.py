@@ -104,6 +104,13 @@ def test_what_comes_too_often_is_left_out_and_counted():
     assert after_that.getMessage() == "again"
 
 
+def test_a_clock_that_is_set_back_silences_nothing():
+    limit = logs.RateLimit()
+    for _ in range(2 * logs.BURST):
+        limit.filter(line_from("a.py", 3600))
+    assert limit.filter(line_from("a.py", 5))
+
+
 def test_the_count_is_told_though_nothing_more_is_logged(monkeypatch, closing):
     monkeypatch.setattr(logs, "BURST_S", 0.5)
     lines = io.StringIO()
