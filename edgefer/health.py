@@ -205,7 +205,8 @@ class HealthMonitor:
 
     def _fps(self, now_s: float) -> float:
         recent = [done_s for done_s in self._recent if now_s - done_s <= EVERY_S]
-        return len(recent) / max(now_s - recent[0], 1e-3) if len(recent) > 1 else 0.0
+        # The first frame begins the time in which the others were done.
+        return (len(recent) - 1) / max(now_s - recent[0], 1e-3) if recent else 0.0
 
 
 def _problems(camera: CameraState, sinks: Sequence[SinkState], gallery_problem: str | None) -> Iterator[Found]:

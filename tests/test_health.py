@@ -74,10 +74,21 @@ def test_latency_and_rate_are_of_the_frames_that_were_done(monitor, clock):
         captured_at = clock.now - (0.010 if number % 2 else 0.020)
         monitor.frame_done(Frame(image, number, captured_at, datetime.now(timezone.utc), clock.now, "synthetic://"))
     told = monitor.due(WELL, [DELIVERED], COOL)
-    assert told.camera.fps == pytest.approx(20, rel=0.1)
+    assert told.camera.fps == pytest.approx(20)
     assert told.latency_ms.p50 == pytest.approx(20, abs=0.1)
     assert (told.camera.dropped_frames, told.camera.reopened, told.events.published) == (3, 1, 7)
     assert told.models.embedding is None
+
+
+def test_two_frames_are_one_interval_and_one_frame_is_no_rate_yet(monitor, clock):
+    frame = Frame(np.zeros((4, 4, 3), np.uint8), 0, clock.now, datetime.now(timezone.utc), clock.now, "synthetic://")
+    rates = []
+    for _ in range(2):
+        clock.now += 0.5
+        monitor.frame_done(frame)
+        monitor.due(WELL, [DELIVERED], COOL)
+        rates.append(monitor.summary(0))
+    assert rates == ["0 people in view, 0.0 frames/s", "0 people in view, 2.0 frames/s"]
 
 
 def test_nothing_measured_is_null(monitor):
