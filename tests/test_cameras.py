@@ -154,6 +154,26 @@ print(*sys.modules)
     assert {"picamera2", "libcamera", "gi", "matplotlib", "skimage"}.isdisjoint(loaded)
 
 
+def test_a_machine_that_is_short_of_files_has_a_lost_camera_rather_than_an_unknown_scheme():
+    code = """
+import os, resource
+from edgefer.cameras import source_module
+from edgefer.errors import CameraError
+newest, limits = os.dup(0), resource.getrlimit(resource.RLIMIT_NOFILE)
+short, enough = (newest, limits[1]), limits
+os.close(newest)
+for limit in short, enough, short:
+    resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    try:
+        print(source_module("synthetic").__name__)
+    except CameraError as error:
+        print(error)
+"""
+    found = "edgefer.cameras.synthetic"
+    failed = "edgefer's own camera sources can't be read: Too many open files"
+    assert run(code).stdout.splitlines() == [failed, found, found]
+
+
 @pytest.mark.parametrize("uri", ["synthetic://?frames=2", "clip", "images"])
 def test_a_closed_source_gives_no_more_pictures(uri, clip, folder):
     with opened({"clip": str(clip), "images": str(folder)}.get(uri, uri)) as camera:

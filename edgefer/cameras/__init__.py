@@ -13,10 +13,10 @@ that such a source imports may import pydantic, which takes 15 MB.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import math
 import os
-import pkgutil
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -201,11 +201,19 @@ def _first_camera() -> CameraUri:
     )
 
 
-def source_modules() -> list[ModuleType]:
-    """Every source of this folder, Pi camera first: the order in which cameras are looked for."""
-    names = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
-    names.sort(key=lambda name: (name != "picamera2", name))
-    return [importlib.import_module(f"{__name__}.{name}") for name in names]
+@functools.cache
+def source_modules() -> tuple[ModuleType, ...]:
+    """Every source of this folder, Pi camera first: the order in which cameras are looked for.
+
+    They are looked up once. CameraError when the machine is too short of files for that: it passes.
+    """
+    try:
+        # pkgutil would take a folder that can't be read for an empty one.
+        names = [path.stem for path in Path(__file__).parent.iterdir() if re.fullmatch(r"[a-z]\w*\.py", path.name)]
+        names.sort(key=lambda name: (name != "picamera2", name))
+        return tuple(importlib.import_module(f"{__name__}.{name}") for name in names)
+    except OSError as error:
+        raise CameraError(f"edgefer's own camera sources can't be read: {error.strerror}") from error
 
 
 def source_module(scheme: str) -> ModuleType:
