@@ -77,6 +77,7 @@ class Outbox:
         self._taken_up = False
         self._set_aside: str | None = None
         self._problem: str | None = None
+        self._warned: set[str] = set()
         self._pulse = Pulse()
         self._closing = threading.Event()
         if store is not None:
@@ -206,6 +207,9 @@ class Outbox:
             if store.is_open:
                 self._drop_forgotten(store)
             self._write(store, everything=everything)
+            if store.is_open and self._warned:
+                log.info("%s can be written again", store.path)
+                self._warned.clear()
             if store.is_open and not self._in_store and time.monotonic() - self._emptied_s > EMPTY_FOR_S:
                 store.close()
             self._problem = None
@@ -215,8 +219,11 @@ class Outbox:
             if error.set_aside:
                 self._in_store.clear()
                 self._set_aside = str(error)
-            if str(error) != self._problem:
+            # One outage can show by turns: a full disk is an I/O error too.
+            if str(error) not in self._warned:
                 log.warning("%s", error)
+            if not error.set_aside:
+                self._warned.add(str(error))
             self._problem = None if error.set_aside else str(error)
         except Exception as error:  # a thread's edge: events are sent all the same
             log.exception("the store of waiting events failed")

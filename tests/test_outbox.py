@@ -331,6 +331,31 @@ def test_a_folder_that_cannot_be_written_is_told_until_it_can(folder, open_outbo
     assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
 
 
+def test_an_outage_is_logged_once_for_each_of_its_reasons_and_so_is_its_end(tmp_path, folder, open_outbox, caplog):
+    caplog.set_level("INFO")
+    no_folder, no_file, well = (tmp_path / name for name in ("no_folder", "no_file", "well"))
+    no_folder.touch()
+    (no_file / FILE).mkdir(parents=True)
+    well.mkdir()
+
+    def use(target: Path) -> None:
+        link = tmp_path / "link"
+        link.symlink_to(target)
+        link.replace(folder)
+
+    use(no_folder)
+    outbox = open_outbox()
+    put(outbox, 1)
+    for target, reason in ((no_folder, "File exists"), (no_file, "Is a directory"), (no_folder, "File exists")):
+        use(target)
+        wait_until(lambda reason=reason: reason in (outbox.problem or ""), "the problem")
+    use(well)
+    wait_until(lambda: outbox.problem is None, "the problem's end")
+    told = [(record.levelname, record.message) for record in caplog.records]
+    assert [level for level, _ in told] == ["WARNING", "WARNING", "INFO"]
+    assert told[-1][1] == f"{folder / FILE} can be written again"
+
+
 def test_a_full_disk_keeps_events_in_memory_until_there_is_room(folder, open_outbox):
     outbox = open_outbox()
     put(outbox, 1)
