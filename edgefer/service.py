@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -82,8 +81,7 @@ def run(settings: Settings, stop: threading.Event, root: Path = machine.ROOT) ->
         log.info("edgefer %s on %s, with %s and %s", __version__, settings.device, RUNTIME, vision.names)
         manager = parts.enter_context(closing(ServiceManager()))
         read_machine = partial(machine.read_state, settings.state_dir, root)
-        # Once it is delivered, the broker that isn't connected yet is no problem.
-        first = health.due(camera.state, [replace(sink.state, problem=None) for sink in sinks], read_machine())
+        first = health.due(camera.state, [sink.state for sink in sinks], read_machine())
         publish(sinks, None, [reporter.presence(datetime.now(timezone.utc)), *([first] if first else [])])
         try:
             watch(camera, pipeline, identifier, health, sinks, manager, read_machine, stop)

@@ -58,7 +58,7 @@ def face_seqs(received) -> list[int]:
 
 
 def wait_connected(sink: MqttSink) -> None:
-    wait_until(lambda: sink.state.problem is None, "a connection")
+    wait_until(lambda: sink.delivers, "a connection")
 
 
 def wait_for_problem(sink: MqttSink, *parts: str) -> str:
@@ -187,6 +187,30 @@ def test_the_last_will_is_published_when_the_connection_breaks(mosquitto, subscr
 # A broker that comes and goes
 
 
+def test_being_on_the_way_to_the_broker_is_no_problem_until_it_takes_long(open_sink, monkeypatch):
+    monkeypatch.setattr(broker_module, "ANSWER_TIMEOUT_S", PATIENCE_S)
+    with socket.create_server(("localhost", 0)) as silent:  # its kernel takes the connection, and nobody answers
+        sink = open_sink(Settings(device="hall-pi", mqtt={"port": silent.getsockname()[1]}))
+        assert not sink.delivers
+        assert sink.state.problem is None
+        monkeypatch.setattr(mqtt_module, "AWAY_AFTER_S", 0.0)
+        assert sink.state.problem.startswith(f"no connection to the broker at localhost:{silent.getsockname()[1]}")
+
+
+def test_a_loss_that_the_first_retry_mends_is_logged_and_no_problem(mosquitto, open_sink, cable, monkeypatch, caplog):
+    monkeypatch.setattr(mqtt_module, "LAST_RETRY_S", 0.0)  # so long a connection has stood that is usually well
+    monkeypatch.setattr(mqtt_module, "FIRST_RETRY_S", 1.0)
+    laid = cable(mosquitto.port)
+    sink = open_sink(mosquitto.settings(port=laid.port))
+    wait_connected(sink)
+    laid.pull()
+    laid.plug_in()
+    wait_until(lambda: "lost the broker at" in caplog.text and not sink.delivers, "the loss")
+    assert sink.state.problem is None
+    wait_connected(sink)
+    assert sum("takes our messages" in record.message for record in caplog.records) == 2
+
+
 def test_what_waits_for_a_broker_arrives_as_replayed(mosquitto, subscribe, open_sink, monkeypatch):
     monkeypatch.setattr(mqtt_module, "REPLAYED_AFTER_S", 2 * PATIENCE_S)
     subscriber = subscribe(mosquitto)
@@ -229,7 +253,7 @@ def test_nothing_is_lost_when_the_broker_is_restarted(mosquitto, subscribe, open
     publisher.start()
     try:
         for _ in range(2):
-            wait_until(lambda: sink.state.events.published > 100 and sink.state.problem is None, "a busy connection")
+            wait_until(lambda: sink.state.events.published > 100 and sink.delivers, "a busy connection")
             mosquitto.stop()
             wait_for_problem(sink, "localhost")
             mosquitto.start()

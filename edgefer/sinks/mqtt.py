@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
 import socket
 import threading
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from edgefer.broker import Connection, client_id, connect
-from edgefer.broker_errors import where
+from edgefer.broker_errors import CHECK_ADDRESS, where
 from edgefer.errors import BrokerError
 from edgefer.messages import FaceEvent, Frame, Message, Presence
 from edgefer.outbox import open_outbox
@@ -29,6 +30,9 @@ REPLAYED_AFTER_S = 2.0
 """An event that is sent later than this after its frame says so."""
 SILENT_AFTER_S = 5.0
 """A broker that has acknowledged nothing for so long is a problem, though it still holds the connection."""
+AWAY_AFTER_S = 10.0
+"""Being on the way to the broker, at the start or after a loss, is a problem after so long: twice the time that it has
+to let us in. A try that fails is one at once."""
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 30.0
 """A lost broker is tried again after so long, doubling each time; with jitter, as a whole house may have lost it."""
 CONNECT_S, ROUND_S = 60.0, 10.0
@@ -61,8 +65,9 @@ class MqttSink:
         self._due: set[str] = set()
         self._announced = False
         self._refusals: dict[str, str] = {}
-        self._problem: str | None = f"not connected to {where(settings.mqtt)} yet"
-        self._begun_s = time.monotonic()
+        self._problem: str | None = None
+        self._delivers = False
+        self._begun_s = self._away_since_s = time.monotonic()
         self._given = False
         self._stopping = threading.Event()
         self._deadline = float("inf")
@@ -77,11 +82,16 @@ class MqttSink:
     def state(self) -> SinkState:
         """Whether the broker takes our messages, and what became of the face events."""
         return SinkState(
-            self._problem,
+            self._problem or self._absence(),
             self._outbox.counts,
             unstored=self._outbox.problem,
             hung=("broker",) * self._pulse.missed + ("store of waiting events",) * (not self._outbox.alive),
         )
+
+    @property
+    def delivers(self) -> bool:
+        """Whether the broker takes our messages. On the way to it, it doesn't yet, and there need be no problem."""
+        return self._delivers
 
     def publish(self, frame: Frame | None, messages: Sequence[Message]) -> None:
         """Take messages: face events are queued; of presence and of health the newest is kept."""
@@ -119,8 +129,12 @@ class MqttSink:
                 with contextlib.closing(self._connect()) as connection:
                     self._serve(connection)
             except BrokerError as error:
+                refusal = self._refusal()
+                # What was well for long is usually back with the first retry. (Two daemons that throw each other out
+                # by turns don't hold a connection for long.)
+                passing = self._delivers and refusal is None and time.monotonic() - started_s > LAST_RETRY_S
                 # Some brokers hang up on a message that they refuse: the refusal is what helps.
-                self._tell(self._refusal() or str(error))
+                self._tell(refusal or str(error), passing=passing)
             except Exception as error:  # a thread's edge: the daemon goes on, and says so
                 log.exception("the MQTT sink failed")
                 self._tell(f"the MQTT sink failed: {error!r}; this is a defect, please report it with the log")
@@ -248,15 +262,27 @@ class MqttSink:
         elif connection.silent_s > SILENT_AFTER_S:
             self._tell(f"{broker} has acknowledged nothing for over {SILENT_AFTER_S:.0f} s; is it overloaded?")
         elif self._announced:
-            if self._problem is not None:
+            if not self._delivers:
                 log.info("%s takes our messages, with %s", broker, connection.protocol)
             self._tell(None)
 
-    def _tell(self, problem: str | None) -> None:
+    def _tell(self, problem: str | None, *, passing: bool = False) -> None:
+        """Tell the log and `state` of a problem, or of its end; the log alone of one that may pass with a retry."""
         # Once a problem is told, a person at the log needs no repetition.
         if problem is not None and problem != self._problem:
             log.warning("%s", problem, extra={"EDGEFER_CODE": "undelivered"})
-        self._problem = problem
+        self._problem = None if passing else problem
+        self._away_since_s = time.monotonic() if passing else math.inf
+        self._delivers = problem is None
+
+    def _absence(self) -> str | None:
+        """What is wrong where nobody has let us in, nor refused us, for long."""
+        if time.monotonic() - self._away_since_s < AWAY_AFTER_S:
+            return None
+        broker = where(self._settings.mqtt)
+        return (
+            f"no connection to {broker} for over {AWAY_AFTER_S:.0f} s; {CHECK_ADDRESS}, the network and its name server"
+        )
 
 
 def open_sink(settings: Settings) -> Sink:
