@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import signal
 import socket
@@ -225,7 +226,7 @@ class Cable:
         self._sockets: list[socket.socket] = []
         self._dead: set[socket.socket] = set()
         self._delay_s = 0.0
-        self._full = False
+        self._refusals_left = 0.0
         self.port = free_port()
         self.plug_in()
 
@@ -254,9 +255,9 @@ class Cable:
         """Let every piece of what is sent, either way, take so long from now on."""
         self._delay_s = delay_s
 
-    def fill(self, *, full: bool = True) -> None:
-        """Let the broker seem full: every MQTT 5 message is answered with `quota exceeded`."""
-        self._full = full
+    def fill(self, *, full: bool = True, messages: float = math.inf) -> None:
+        """Let the broker seem full: so many MQTT 5 messages are answered with `quota exceeded`."""
+        self._refusals_left = messages if full else 0
 
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -280,9 +281,12 @@ class Cable:
     def _answers(self, packets: bytes) -> bytes:
         """What the broker sends, with another reason in its PUBACKs (type 4; reason 0x97) while it is to seem full."""
         changed = b""
-        while self._full and packets:
+        while self._refusals_left and packets:
             packet, packets = packets[: 2 + packets[1]], packets[2 + packets[1] :]  # short ones: a length of one byte
-            changed += b"\x40\x03" + packet[2:4] + b"\x97" if packet[0] == 0x40 else packet
+            if packet[0] == 0x40:
+                packet = b"\x40\x03" + packet[2:4] + b"\x97"
+                self._refusals_left -= 1
+            changed += packet
         return changed + packets
 
     def _carry(self, source: socket.socket, sink: socket.socket, change: Callable[[bytes], bytes]) -> None:

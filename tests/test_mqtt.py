@@ -331,6 +331,30 @@ def test_a_full_broker_is_told_and_gets_everything_once_it_has_room(
     assert subscriber.payloads("availability") == ["online"]
 
 
+def test_what_a_full_broker_refused_comes_before_all_that_was_not_on_its_way_with_it_and_is_marked(
+    mosquitto, subscribe, open_sink, cable, monkeypatch
+):
+    monkeypatch.setattr(mqtt_module, "FULL_RETRY_S", PATIENCE_S)
+    monkeypatch.setattr(mqtt_module, "REPLAYED_AFTER_S", 2 * PATIENCE_S)
+    monkeypatch.setattr(broker_module, "STALL_S", PATIENCE_S)
+    subscriber = subscribe(mosquitto)
+    laid = cable(mosquitto.port)
+    sink = open_sink(mosquitto.settings(port=laid.port))
+    wait_connected(sink)
+    laid.fill(messages=1)
+    mosquitto.pause()
+    publish(sink, *range(50))
+    wait_until(lambda: sink._last_sent == 20, "all that may be on its way at once")
+    mosquitto.resume()
+    wait_until(lambda: sink.state.events == EventCounts(published=19, waiting=31), "the others' acknowledgements")
+    laid.fill(messages=1)
+    monkeypatch.setattr(mqtt_module, "FULL_RETRY_S", 0.1)
+    received = subscriber.wait_for(lambda m: len(face_seqs(m)) >= 52)
+    # This broker took what it was made to refuse, so 0 came three times.
+    assert face_seqs(received) == [*range(20), 0, 0, *range(20, 50)]
+    assert [face["replayed"] for face in subscriber.payloads("face")] == [False] * 20 + [True] * 2 + [False] * 30
+
+
 def test_what_an_earlier_start_has_left_goes_to_its_own_device_as_replayed(mosquitto, subscribe, open_sink):
     subscriber = subscribe(mosquitto)
     mosquitto.stop()

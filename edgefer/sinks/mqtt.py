@@ -52,13 +52,14 @@ class MqttSink:
 
     Nothing is lost or reordered while the broker is away, within the bounds of the outbox. What the broker hasn't
     acknowledged is sent again after a break, so a subscriber can see an event twice, with the same boot_id and seq.
+    What a full broker refused may come after what it took meanwhile, and is marked as replayed.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._topics = f"{settings.mqtt.prefix}/{settings.device}"
         self._outbox = open_outbox(settings)
-        self._last_sent = 0
+        self._last_sent = self._newest_taken = 0
         self._full_since_s: float | None = None
         self._lock = threading.Lock()
         self._newest: dict[str, Message | bytes] = {}
@@ -208,17 +209,20 @@ class MqttSink:
                 return False
             # All that was on its way is decided: from the oldest that still waits on, in order.
             self._full_since_s, self._last_sent = None, 0
+        if self._last_sent < self._newest_taken and not connection.idle:
+            return False  # what was overtaken by others goes alone, lest more overtake it
         waiting = self._outbox.next_after(self._last_sent)
         if waiting is None:
             return False
         self._last_sent = waiting.number
         age_s = waiting.age_s
-        late = waiting.restored or age_s > REPLAYED_AFTER_S
+        late = waiting.restored or age_s > REPLAYED_AFTER_S or waiting.number < self._newest_taken
         payload = as_replayed(waiting.payload) if late else waiting.payload
 
         def acknowledged(refusal: str | None) -> None:
             self._note("face", refusal)
             if refusal is None:
+                self._newest_taken = max(self._newest_taken, waiting.number)
                 self._outbox.acknowledge(waiting.number, replayed=late)
             elif refusal == FULL:
                 self._full_since_s = time.monotonic()
