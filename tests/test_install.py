@@ -184,7 +184,8 @@ def test_install_enrol_upgrade_go_back_and_uninstall(system, wheels, tmp_path):
     assert "FAIL models" in refused.stdout
     assert f"the former one goes on: {__version__}-2" in refused.stderr
     assert (system.version(), system.is_running()) == (f"{__version__}-2", True)
-    offer(system, later(wheels, tmp_path, "9.1.0", "edgefer/__main__.py", 'until SIGTERM."""', '..."""\n    return 70'))
+    start = "    settings = _settings()\n    from edgefer import service"
+    offer(system, later(wheels, tmp_path, "9.1.0", "edgefer/__main__.py", start, "    return 70"))
     refused = system(*INSTALL, check=False)
     assert refused.returncode == 1
     assert f"the former one goes on: {__version__}-2" in refused.stderr
