@@ -145,6 +145,7 @@ def test_a_model_is_measured_on_the_test_faces_of_a_folder_tree(tool, tmp_path, 
 
 
 def test_a_second_model_of_other_labels_stands_beside_the_first(tool, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("ai_edge_litert", reason="evaluate.py needs LiteRT's schema of .tflite files")
     face_files(tmp_path / "faces", {"happy": 6, "angry": 6})
     monkeypatch.chdir(tmp_path)
     own, other = place(tmp_path, labels=("angry", "happy", "sad")), find_model("emotion-48")
