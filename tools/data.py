@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgefer.messages import Image
+from edgefer.pictures import SUFFIXES
 
 DATA = Path("../shared/data")
 """Where the data lies beside a checkout."""
@@ -37,14 +38,11 @@ class Pack:
         return image.astype(np.uint8, copy=False)
 
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
-
-
 def pictures_below(folder: Path) -> list[Path]:
     """The pictures in a folder, in any depth of folders; ends the tool where there is none."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise SystemExit(f"{folder} holds no picture ({', '.join(sorted(SUFFIXES))})")
+        raise SystemExit(f"{folder} holds no picture ({', '.join(SUFFIXES)})")
     return paths
 
 
