@@ -20,7 +20,7 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 def list_pictures(folder: Path) -> list[Path]:
     """The pictures of a folder in the order that people count: 2 before 10. InputError where there is none."""
     try:
-        paths = [path for path in folder.iterdir() if _is_picture(path)]
+        paths = [path for path in folder.iterdir() if is_picture(path)]
     except NotADirectoryError:
         raise InputError(f"{folder} is no folder: images:// takes one; a single file is named by its path") from None
     except OSError as error:
@@ -28,6 +28,12 @@ def list_pictures(folder: Path) -> list[Path]:
     if not paths:
         raise InputError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
     return sorted(paths, key=lambda path: (_natural(path.name), path.name))
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is named as a picture."""
+    # macOS leaves a hidden ._name beside each file that it copies to a foreign disk.
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def read_picture(path: Path) -> Image:
@@ -43,11 +49,6 @@ def read_picture(path: Path) -> Image:
     if image is None:
         raise InputError(f"{path}: not a picture that can be read ({data.size} bytes); is it whole?")
     return image
-
-
-def _is_picture(path: Path) -> bool:
-    # macOS leaves a hidden ._name beside each file that it copies to a foreign disk.
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def _natural(name: str) -> list[tuple[str, int]]:

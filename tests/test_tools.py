@@ -151,6 +151,10 @@ def test_an_old_model_of_five_classes_and_64_pixels_runs_in_the_daemon(models, t
     model = str(tmp_path / "old.tflite")
     seen = edgefer("analyze", "--json", picture, EDGEFER_EMOTION__MODEL=model, EDGEFER_IDENTITY__ENABLED="false")
     assert seen.returncode == 0, seen.stderr
+    told = tool("evaluate.py", "emotion", tmp_path / "old.tflite", "--data", models / "faces", cwd=tmp_path).stdout
+    assert "40 faces, " in told
+    assert "recall surprise" in told
+    assert {"accuracy", "macro-F1"} < {metric.metric for metric in read_card(tmp_path / "old.json").metrics}
     reader = EmotionReader(Model(tmp_path / "old.tflite", "emotion"))
     assert reader(cv2.imread(str(picture)), Detection(Box(8, 8, 30, 30), 0.9, None)).sum() == pytest.approx(1, abs=1e-3)
 
@@ -297,11 +301,26 @@ def test_an_architecture_finds_its_weights(models, tmp_path, capfd):
         (["cut.h5", "--calibrate", "pictures.npy"], 66, "damaged"),
         (["strange", "--calibrate", "pictures.npy", "--labels", "a,b,c"], 65, "Erfinv"),
         (["tiny.keras", "--calibrate", "pictures.npy", "--labels", "a,b,c", "--min-agreement", "1.01"], 1, "written"),
+        (["tiny.keras", "--calibrate", "pictures.npy", "--min-agreement", "97"], 64, "0.97 for 97 %"),
+        (["tiny.keras", "--calibrate", "pictures.npy", "--range", "1", "1"], 64, "--range 1 1"),
+        (["tiny.keras", "--calibrate", "pictures.npy", "--precision", "float16", "--io", "uint8"], 64, "--io"),
+        (["tiny.keras", "--calibrate", "pictures.npy", "--task", "embedding", "--labels", "a,b"], 64, "has none"),
+        (["tiny.keras", "--calibrate", "pictures.npy", "--labels", "a,b,c", "--decoder", "yunet"], 66, "doesn't fit"),
+        (["tiny.keras", "--calibrate", "pictures.npy", "--colour", "rgb"], 65, "(24, 24, 3) is asked for"),
+        (["tiny.keras", "--calibrate", "pictures.npy", "--size", "32", "32"], 65, "(32, 32, 1) is asked for"),
+        (["tiny.keras", "--calibrate", "nowhere"], 66, "nowhere isn't there"),
+        (["tiny.keras", "--calibrate", "from_1.npz", "--labels", "a,b,c"], 66, "3 are counted from 0"),
+        (["tiny.keras", "--calibrate", "short.npz", "--labels", "a,b,c"], 66, "a number for each"),
+        (["tiny.keras", "--calibrate", "cut.npz"], 66, "is it whole"),
     ],
 )  # fmt: skip
 def test_what_quantize_refuses_is_told_and_leaves_nothing(models, tmp_path, arguments, code, words, capfd):
     np.save(models / "few.npy", np.zeros((5, 24, 24, 1), np.uint8))
     np.save(models / "floats.npy", np.zeros((80, 24, 24, 1), np.float32))
+    pictures = np.load(models / "pictures.npy")
+    np.savez(models / "from_1.npz", x=pictures, y=np.arange(96) % 3 + 1)
+    np.savez(models / "short.npz", x=pictures, y=np.arange(95) % 3)
+    (models / "cut.npz").write_bytes((models / "short.npz").read_bytes()[:900])
     named = [str(models / a) if (models / a).exists() or a == "missing.h5" else a for a in arguments]
     assert convert(*named, "-o", tmp_path / "out.tflite") == code
     assert words in capfd.readouterr().err
@@ -321,6 +340,39 @@ def test_upsampling_stays_in_int8():
     assert all(layer.has_int8 for layer in layers_of(joined))
     pictures = list(np.random.default_rng(0).normal(size=(3, 6, 6, 1)).astype(np.float32))
     np.testing.assert_array_equal(run(joined, pictures), run(floats, pictures))
+
+
+def test_the_range_of_training_is_least_strange_and_most_often_right():
+    import keras
+    from input_range import better_range, try_ranges
+    from keras_models import KerasModel
+
+    from edgefer.vision.card import ModelInput
+
+    rng = np.random.default_rng(0)
+    dark, bright = rng.integers(40, 100, (40, 8, 8)), rng.integers(150, 210, (40, 8, 8))
+    images = list(np.concatenate([dark, bright]).astype(np.uint8))
+    labels = np.repeat([0, 1], 40)
+    picture = keras.Input((8, 8, 1))
+    x = keras.layers.BatchNormalization(name="norm")(picture)
+    x = keras.layers.Dense(2, activation="softmax", name="brighter")(keras.layers.GlobalAveragePooling2D()(x))
+    network = keras.Model(picture, x)
+    in_training = np.stack(images) / 127.5 - 1
+    mean, variance = [in_training.mean()], [in_training.var()]
+    network.get_layer("norm").set_weights([np.ones(1), np.zeros(1), np.array(mean), np.array(variance)])
+    network.get_layer("brighter").set_weights([np.array([[-9.0, 9.0]]), np.zeros(2)])
+    model = KerasModel(Path("ranges.keras"), keras, network)
+    for known in (None, labels):
+        trials = try_ranges(model, ModelInput(8, 8, "gray", (0.0, 1.0)), images, known)
+        assert min(trials, key=lambda trial: trial.strangeness).range == (-1.0, 1.0)
+        assert better_range(trials) == (-1.0, 1.0)
+    right = next(trial for trial in trials if trial.range == (-1.0, 1.0))
+    assert (right.accuracy, trials[0].accuracy) == (1.0, 0.5)
+    assert right.strangeness < 0.01
+    # A picture whose label the model doesn't know is neither right nor wrong.
+    assert (
+        try_ranges(model, ModelInput(8, 8, "gray", (-1.0, 1.0)), images, np.where(labels, labels, -1))[0].accuracy == 1
+    )
 
 
 def test_a_wrong_range_is_told_by_accuracy_and_by_the_normalisation():
@@ -356,11 +408,34 @@ def test_faces_come_from_a_csv_and_its_votes(tmp_path):
     two = load_faces(tmp_path, ["happy", "anger"])
     assert two.names == ("happy", "angry")
     assert two.labels.tolist() == [0, 1]
+    with pytest.raises(InputError, match="'angry' is named twice"):
+        load_faces(tmp_path, ["anger", "happy", "angry"])
     with pytest.raises(InputError, match="no class 'bored'"):
         load_faces(tmp_path, ["bored"])
+    (tmp_path / "fer2013new.csv").write_text((tmp_path / "fer2013new.csv").read_text().replace("1,9,", "1,,"))
+    with pytest.raises(InputError, match="not a table of votes"):
+        load_faces(tmp_path)
     (tmp_path / "fer2013.csv").write_text("emotion,pixels,Usage\n3,1 2 3,Training\n")
     with pytest.raises(InputError, match="line 2"):
         load_faces(tmp_path)
+
+
+def test_faces_come_from_a_tree_as_the_model_takes_them(tmp_path):
+    from emotion_faces import load_faces
+
+    from edgefer.vision.card import ModelInput
+
+    red = np.full((9, 9, 3), (0, 0, 255), np.uint8)
+    for name in ("train/happy/1.png", "train/sad/2.png", "train/sad/._2.png", "train/.ipynb_checkpoints/3.png",
+                 "screenshots/4.png"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), red)
+    faces = load_faces(tmp_path)
+    assert faces.names == ("happy", "sad")
+    assert faces.images.shape == (2, 48, 48)
+    coloured = load_faces(tmp_path, model_input=ModelInput(20, 10, "rgb", (0.0, 1.0)))
+    assert coloured.images.shape == (2, 10, 20, 3)
+    assert coloured.images[0, 5, 5].tolist() == [0, 0, 255]
 
 
 def test_a_network_learns_from_a_tree_without_its_test_faces_and_is_measured_on_them(models, tmp_path):
@@ -402,5 +477,47 @@ def test_a_trainer_runs_and_resumes(tmp_path, script, limit, leaves):
     for name in leaves:
         if name.endswith(".json"):
             assert read_card(tmp_path / name).licence == "LicenseRef-edgefer-models-research-only"
-    # Everything is done, so that resuming only writes the results again.
+    if script == "train_detector.py":
+        # Everything is done, so that resuming only writes the results again.
+        tool(script, output, tmp_path, "--resume")
+        return
+    first = json.loads((tmp_path / "history.json").read_text())
+    settings = tmp_path / "settings.json"
+    settings.write_text(settings.read_text().replace('"epochs": 1', '"epochs": 2'))
     tool(script, output, tmp_path, "--resume")
+    assert len(first) == 1
+    assert json.loads((tmp_path / "history.json").read_text())[:-1] == first, "one epoch more, after the first"
+
+
+def test_answers_are_shifted_until_the_rare_class_is_found():
+    import keras
+    import train_emotion
+
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [300, 300, 20])
+    values = rng.normal(np.eye(3)[labels] * 1.5, 1.0).astype(np.float32)
+    values[:, 2] -= 3  # the rare one is answered too seldom
+    image = keras.Input((3,))
+    model = keras.Model(image, keras.layers.Dense(3, activation="softmax", name="emotion")(image))
+    model.get_layer("emotion").set_weights([np.eye(3), np.zeros(3)])
+
+    def found() -> list[float]:
+        right = model.predict(values, verbose=0).argmax(1) == labels
+        return [right[labels == label].mean() for label in range(3)]
+
+    before = found()
+    train_emotion.shift(model, values, labels)
+    assert before[2] < 0.2
+    assert min(found()) >= train_emotion.LEAST_FOUND - 0.01
+
+
+def test_a_wider_network_begins_with_the_answers_of_the_narrower_one(monkeypatch):
+    import train_embedding
+
+    monkeypatch.setattr(train_embedding, "WIDTHS", (8, 8, 16, 16))
+    narrow = train_embedding.network()
+    monkeypatch.setattr(train_embedding, "WIDTHS", (8, 16, 16, 24))
+    wide = train_embedding.network()
+    train_embedding.go_on_from(narrow, wide)
+    faces = np.random.default_rng(0).uniform(-1, 1, (2, 112, 112, 3)).astype(np.float32)
+    np.testing.assert_allclose(wide.predict(faces, verbose=0), narrow.predict(faces, verbose=0), atol=1e-5)

@@ -64,8 +64,9 @@ def run_tflite(content: bytes, card: ModelCard, images: list[Image], like: list[
 
 
 def accuracy(scores: Floats, labels: Labels) -> float:
-    """How often the top class is the label, 0..1."""
-    return float((scores.argmax(1) == labels).mean())
+    """How often the top class is the label, 0..1, where there is one (labels under 0 are none)."""
+    known = labels >= 0
+    return float((scores[known].argmax(1) == labels[known]).mean())
 
 
 def _cosines(a: Floats, b: Floats) -> Floats:

@@ -7,11 +7,12 @@ The largest face of each picture is found by YuNet (OpenCV's FaceDetectorYN) and
 
 from __future__ import annotations
 
-import argparse
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
+from command_line import Parser, run
 from data import DATA, pictures_below
 from tqdm import tqdm
 
@@ -24,7 +25,7 @@ SIDE = 320
 
 def main() -> None:
     """Write one pack, and say how many pictures had a face."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = Parser(__doc__)
     parser.add_argument("folder", type=Path, help="pictures, in any depth of folders")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the .npz to write")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
@@ -60,4 +61,4 @@ def largest_face(detector: cv2.FaceDetectorYN, image: Image) -> Landmarks | None
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

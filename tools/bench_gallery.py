@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
+import sys
 import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+from command_line import Parser, run
 
 from edgefer import machine
 from edgefer.gallery import Gallery, Newcomer, Template
@@ -16,7 +17,7 @@ from edgefer.gallery import Gallery, Newcomer, Template
 
 def main() -> None:
     """Enrol people with random faces, and time the matches."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("--people", type=int, default=10_000, help="(%(default)s)")
     parser.add_argument("--templates", type=int, default=5, help="of each (%(default)s)")
     parser.add_argument("--size", type=int, default=128, help="values of an embedding (%(default)s)")
@@ -43,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

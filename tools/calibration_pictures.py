@@ -7,6 +7,7 @@ detectors whole scenes.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from edgefer.errors import InputError
 from edgefer.messages import Image
-from edgefer.pictures import SUFFIXES, read_picture
+from edgefer.pictures import is_picture, read_picture
 from edgefer.vision.card import ModelInput, Task
 from edgefer.vision.preprocess import letterbox
 
@@ -52,6 +53,12 @@ class Source:
     usage: NDArray[np.uint8]
     labels: Labels | None = None
     names: tuple[str, ...] = ()
+
+
+def check_there(path: Path) -> None:
+    """InputError where there is nothing at a path: told before a model is read, which takes its time."""
+    if not path.exists():
+        raise InputError(f"{path} isn't there; a folder of pictures, an .npz or .npy, or a fer2013.csv is wanted")
 
 
 def read_pictures(path: Path, model_input: ModelInput, task: Task) -> tuple[Pictures, Pictures]:
@@ -89,8 +96,6 @@ def _fitted(image: Image, model_input: ModelInput, task: Task) -> Image:
 
 
 def _open(path: Path, model_input: ModelInput) -> Source:
-    if not path.exists():
-        raise InputError(f"{path} isn't there; a folder of pictures, an .npz or .npy, or a fer2013.csv is wanted")
     if path.suffix in {".npy", ".npz"}:
         return _from_arrays(path, model_input)
     if path.is_dir() and not any((path / name).is_file() for name in ("meta.npz", "fer2013.csv")):
@@ -106,7 +111,7 @@ def _from_folder(folder: Path) -> Source:
         usage = np.array([split for split, _, _ in labelled], np.uint8)
         labels = np.array([names.index(label) for _, label, _ in labelled], np.intp)
         return Source(lambda row: read_picture(labelled[row][2]), usage, labels, names)
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    files = sorted(file for file in folder.rglob("*") if is_picture(file))
     return Source(lambda row: read_picture(files[row]), np.full(len(files), TRAIN, np.uint8))
 
 
@@ -117,8 +122,8 @@ def _from_arrays(path: Path, model_input: ModelInput) -> Source:
             arrays: dict[str, NDArray[Any]] = (
                 {name: loaded[name] for name in loaded.files} if path.suffix == ".npz" else {"images": loaded}
             )
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not an array of numpy: {error}") from error
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not an array of numpy: {error}; is it whole?") from error
     if {"blob", "off"} <= arrays.keys():
         pack = Pack(arrays)
         return Source(pack.picture, np.full(len(pack), TRAIN, np.uint8))
@@ -134,5 +139,15 @@ def _from_arrays(path: Path, model_input: ModelInput) -> Source:
     return Source(
         lambda row: np.ascontiguousarray(pictures[row][..., ::-1] if flip else pictures[row]),
         np.full(len(pictures), TRAIN, np.uint8),
-        None if labels is None else labels.reshape(-1).astype(np.intp),
+        None if labels is None else _as_numbers(labels, len(pictures), path),
     )
+
+
+def _as_numbers(labels: NDArray[Any], count: int, path: Path) -> Labels:
+    """A number for each picture, from numbers or from rows with a one."""
+    numbers = labels.argmax(1) if labels.ndim == 2 and labels.shape[1] > 1 else labels.reshape(-1)
+    if len(numbers) != count or numbers.dtype.kind not in "iub":
+        raise InputError(
+            f"{path}: {count} pictures, and labels {labels.dtype} {labels.shape}: a number for each is wanted, or a row"
+        )
+    return numbers.astype(np.intp)

@@ -10,7 +10,7 @@ and suppression are timed, and told as a ratio to the first card's median.
 
 from __future__ import annotations
 
-import argparse
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+from command_line import Parser, run
 from data import DATA
 from detector_scenes import Scene
 from evaluate_detector import (
@@ -55,7 +56,7 @@ class Contender:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument(
         "cards", type=Path, nargs="+", metavar="CARD", help="a detector's card; the .tflite lies beside it"
     )
@@ -119,4 +120,4 @@ def parameters(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

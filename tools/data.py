@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from edgefer.errors import InputError
 from edgefer.messages import Image
-from edgefer.pictures import SUFFIXES
+from edgefer.pictures import SUFFIXES, is_picture
 
 DATA = Path("../shared/data")
 """Where the data lies beside a checkout."""
@@ -40,16 +41,16 @@ class Pack:
 
 def pictures_below(folder: Path) -> list[Path]:
     """The pictures in a folder, in any depth of folders; ends the tool where there is none."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in folder.rglob("*") if is_picture(path))
     if not paths:
-        raise SystemExit(f"{folder} holds no picture ({', '.join(SUFFIXES)})")
+        raise InputError(f"{folder} holds no picture ({', '.join(SUFFIXES)})")
     return paths
 
 
 def open_pack(path: Path) -> Pack:
     """A pack, its JPEGs still compressed in memory."""
     if not path.is_file():
-        raise SystemExit(f"{path} isn't there; name the folder of the data with --data")
+        raise InputError(f"{path} isn't there; name the folder of the research data with --data")
     with np.load(path) as archive:
         return Pack({name: archive[name] for name in archive.files})
 
@@ -74,6 +75,8 @@ class Fer2013:
 
 def load_fer2013(folder: Path) -> Fer2013:
     """FER2013 from its folder of sheets (60 faces a row, at most 12,000 a sheet)."""
+    if not (folder / "meta.npz").is_file():
+        raise InputError(f"{folder / 'meta.npz'} isn't there; name the folder of the research data with --data")
     with np.load(folder / "meta.npz") as archive:
         meta = {name: archive[name] for name in archive.files}
     images = np.zeros((len(meta["labels"]), 48, 48), np.uint8)

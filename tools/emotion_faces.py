@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from edgefer.errors import InputError
 from edgefer.messages import Image
-from edgefer.pictures import SUFFIXES, read_picture
+from edgefer.pictures import is_picture, read_picture
+from edgefer.vision.card import ModelInput
 from edgefer.vision.preprocess import to_colour, warp
 
 TRAIN, VALIDATION, TEST = range(3)
@@ -32,6 +33,8 @@ SPLITS = {"train": TRAIN, "training": TRAIN, "val": VALIDATION, "valid": VALIDAT
 SAME = {"anger": "angry", "disgusted": "disgust", "fearful": "fear", "afraid": "fear", "scared": "fear",
         "happiness": "happy", "sadness": "sad", "surprised": "surprise"}  # fmt: skip
 """Other words for FER2013's labels."""
+GRAY_48 = ModelInput(48, 48, "gray", (0.0, 1.0))
+"""What FER2013's own images suit."""
 VOTES = 10
 """Columns of FER+: neutral, happiness, surprise, sadness, anger, disgust, fear, contempt, unknown, not a face."""
 VOTE_OF = {"neutral": 0, "happy": 1, "surprise": 2, "sad": 3, "angry": 4, "disgust": 5, "fear": 6, "contempt": 7}
@@ -40,11 +43,11 @@ VOTE_OF = {"neutral": 0, "happy": 1, "surprise": 2, "sad": 3, "angry": 4, "disgu
 
 @dataclass(frozen=True, slots=True)
 class Faces:
-    """Gray faces and what they show.
+    """Faces and what they show.
 
-    images n x 48 x 48 (a tree's as large as asked for), labels (indices into names), usage (TRAIN, VALIDATION or TEST),
-    votes n x 10 (FER+; zeros where there are none), votes_match (whether the votes are this image's), dup_group (equal
-    for byte-identical images).
+    images n x 48 x 48 gray (a tree's as large as asked for, and BGR for a model in colour), labels (indices into
+    names), usage (TRAIN, VALIDATION or TEST), votes n x 10 (FER+; zeros where there are none), votes_match (whether the
+    votes are this image's), dup_group (equal for byte-identical images).
     """
 
     names: tuple[str, ...]
@@ -61,9 +64,9 @@ class Faces:
         return np.flatnonzero(self.usage == usage)
 
 
-def find_faces(path: Path, classes: Sequence[str] = (), size: int = 48) -> Faces:
+def find_faces(path: Path, classes: Sequence[str] = (), model_input: ModelInput = GRAY_48) -> Faces:
     """The faces of `load_faces`; the folder of the research data stands for the FER2013 in it."""
-    return load_faces(path / "fer2013" if (path / "fer2013").is_dir() else path, classes, size)
+    return load_faces(path / "fer2013" if (path / "fer2013").is_dir() else path, classes, model_input)
 
 
 def validation_rows(faces: Faces) -> NDArray[np.intp]:
@@ -93,18 +96,18 @@ def with_labels_of(
     return rows[labels >= 0], labels[labels >= 0]
 
 
-def load_faces(path: Path, classes: Sequence[str] = (), size: int = 48) -> Faces:
+def load_faces(path: Path, classes: Sequence[str] = (), model_input: ModelInput = GRAY_48) -> Faces:
     """The faces of a folder tree, a `fer2013.csv` (or its folder) or FER2013's sheets; InputError says what is wrong.
 
     `classes` chooses labels and their order: images of others are left out. Without it they are FER2013's seven, or a
-    tree's folders by name.
+    tree's folders by name. A tree's pictures come as the model takes them.
     """
     if (path / "meta.npz").is_file():
         faces = _from_sheets(load_fer2013(path))
     elif (table := _csv_of(path)) is not None:
         faces = _from_csv(table)
     else:
-        faces = _from_tree(path, size)
+        faces = _from_tree(path, model_input)
     return _only(faces, tuple(map(label_name, classes)), path) if classes else faces
 
 
@@ -122,13 +125,21 @@ def at_size(image: Image, width: int, height: int) -> Image:
 
 
 def labelled_files(folder: Path) -> Iterator[tuple[int, str, Path]]:
-    """Split, label and path of each picture in a tree of `[split/]class/` folders, in order."""
-    for first in sorted(path for path in folder.iterdir() if path.is_dir()):
-        split = SPLITS.get(first.name.lower())
-        for label in [first] if split is None else sorted(path for path in first.iterdir() if path.is_dir()):
-            for file in sorted(label.rglob("*")):
-                if file.suffix.lower() in SUFFIXES:
-                    yield TRAIN if split is None else split, label_name(label.name), file
+    """Split, label and path of each picture in a tree of `[split/]class/` folders, in order.
+
+    What is beside the splits, and hidden folders and files, are passed over.
+    """
+    tops = _folders(folder)
+    splits = [top for top in tops if top.name.lower() in SPLITS]
+    labels = [(SPLITS[top.name.lower()], label) for top in splits for label in _folders(top)]
+    for split, label in labels or [(TRAIN, top) for top in tops]:
+        for file in sorted(label.rglob("*")):
+            if is_picture(file):
+                yield split, label_name(label.name), file
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _from_sheets(fer: Fer2013) -> Faces:
@@ -167,7 +178,10 @@ def _votes_beside(path: Path, count: int) -> tuple[NDArray[np.uint8], NDArray[np
         rows = [list(row.values())[-VOTES:] for row in _rows(beside, ("neutral", "NF"))]
         if len(rows) != count:
             raise InputError(f"{beside}: {len(rows)} rows of votes, and {path.name} has {count} images")
-        votes[:] = np.array(rows, np.uint8)
+        try:
+            votes[:] = [list(bytes(map(int, row))) for row in rows]
+        except ValueError as error:
+            raise InputError(f"{beside}: not a table of votes: {error}") from error
     return votes, np.asarray(votes.any(1), bool)
 
 
@@ -179,7 +193,7 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
         yield from reader
 
 
-def _from_tree(path: Path, size: int) -> Faces:
+def _from_tree(path: Path, model_input: ModelInput) -> Faces:
     if not path.exists():
         raise InputError(f"{path} isn't there; a folder tree, a fer2013.csv or FER2013's sheets are wanted")
     files = list(labelled_files(path)) if path.is_dir() else []
@@ -187,10 +201,17 @@ def _from_tree(path: Path, size: int) -> Faces:
     if len(names) < 2:
         raise InputError(f"{path}: a folder for each class is wanted, with pictures in it (train/happy/1.jpg, ...)")
     usage = np.array([split for split, _, _ in files], np.uint8)
-    images = np.stack([at_size(to_colour(read_picture(file), "gray")[..., 0], size, size) for _, _, file in files])
+    images = np.stack([_as_taken(read_picture(file), model_input) for _, _, file in files])
     labels = np.array([names.index(label) for _, label, _ in files], np.intp)
     none = np.zeros((len(files), VOTES), np.uint8)
     return Faces(names, images, labels, usage, none, np.zeros(len(files), bool), _groups(images), False)
+
+
+def _as_taken(image: Image, model_input: ModelInput) -> Image:
+    """A picture (BGR) at a model's size, in gray where it wants that."""
+    if model_input.colour == "gray":
+        image = to_colour(image, "gray")[..., 0]
+    return at_size(image, model_input.width, model_input.height)
 
 
 def _groups(images: NDArray[np.uint8]) -> NDArray[np.int32]:
@@ -202,6 +223,8 @@ def _only(faces: Faces, classes: tuple[str, ...], path: Path) -> Faces:
     """The images of some labels, numbered in their order."""
     if missing := [name for name in classes if name not in faces.names]:
         raise InputError(f"{path}: no class {missing[0]!r}; it has {', '.join(faces.names)}")
+    if twice := [name for name in classes if classes.count(name) > 1]:
+        raise InputError(f"the class {twice[0]!r} is named twice")
     numbers = np.array([classes.index(name) if name in classes else -1 for name in faces.names])
     labels = numbers[faces.labels]
     kept: dict[str, Any] = {

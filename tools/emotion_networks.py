@@ -76,7 +76,6 @@ def fer2013_cnn(classes: int) -> keras.Model:
             x = layers.Conv2D(width, 3, padding="same", activation="relu")(x)
         if pool:
             x = layers.Dropout(0.25)(layers.MaxPooling2D()(x))
-    x = layers.MaxPooling2D()(x)
     x = layers.Dense(256, activation="relu", kernel_regularizer=keras.regularizers.L2(0.001))(layers.Flatten()(x))
     x = layers.Dropout(0.5)(x)
     return keras.Model(image, scores(x, classes), name="fer2013-cnn")

@@ -9,18 +9,18 @@
 
 A detector's figures come with a table by size of face; compare_detectors.py sets other people's detectors beside it.
 An emotion model is measured on FER2013's PrivateTest, on the test/ of a folder tree, or on all of a tree without one.
---beside names a second card, of the same model in float, say: its figures stand beside the first one's, and its card is
-left as it is.
+--beside names a second card: its figures stand beside the first one's, and its card is left as it is. Those of a model
+in float are kept in the first one's card too, as its original's.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from command_line import Parser, card_path, run
 from compare_detectors import ours, table
 from data import DATA
 from evaluate_detector import evaluate_detector, held_out_people
@@ -28,7 +28,6 @@ from evaluate_embedding import evaluate_alignment, evaluate_embedding
 from evaluate_emotion import evaluate_emotion
 from evaluate_gallery import evaluate_gallery
 
-from edgefer.errors import EdgeferError
 from edgefer.vision.card import Metric, read_card
 from edgefer.vision.model import Model
 
@@ -39,13 +38,13 @@ EVALUATORS: dict[str, Callable[[Model, Path], list[Metric]]] = {
 }
 
 
-def main() -> int:
-    """Print the figures of one model; keep them in its card unless asked not to. Gives the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    """Print the figures of one model; keep them in its card unless asked not to."""
+    parser = Parser(__doc__)
     parser.add_argument("task", choices=[*EVALUATORS, "gallery"])
-    parser.add_argument("card", type=Path, help="the model's card; the .tflite lies beside it")
+    parser.add_argument("card", type=card_path, help="the model's card, its .tflite, or the name of one that ships")
     parser.add_argument("--data", type=Path, default=DATA, help="the research data, or faces (%(default)s)")
-    parser.add_argument("--beside", type=Path, metavar="CARD", help="a second model, measured on the same data")
+    parser.add_argument("--beside", type=card_path, metavar="CARD", help="a second model, measured on the same data")
     parser.add_argument("--detector", help="embedding: the detector (name or .tflite) whose landmarks are to align LFW")
     parser.add_argument("--dry-run", action="store_true", help="leave the card as it is")
     arguments = parser.parse_args()
@@ -53,22 +52,18 @@ def main() -> int:
         parser.error("--beside is for figures; gallery prints a table of one model")
     if arguments.detector and (arguments.task != "embedding" or arguments.beside):
         parser.error("--detector goes with embedding alone, and one model")
-    try:
-        if arguments.task == "gallery":
-            print(evaluate_gallery(Model(arguments.card.with_suffix(".tflite"), "embedding"), arguments.data))
-            return 0
-        if arguments.detector:
-            model = Model(arguments.card.with_suffix(".tflite"), "embedding")
-            print(evaluate_alignment(model, arguments.data, arguments.detector))
-            return 0
-        measured = [
-            EVALUATORS[arguments.task](Model(card.with_suffix(".tflite"), arguments.task), arguments.data)
-            for card in (arguments.card, arguments.beside)
-            if card
-        ]
-    except EdgeferError as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return error.exit_code
+    if arguments.task == "gallery":
+        print(evaluate_gallery(Model(arguments.card.with_suffix(".tflite"), "embedding"), arguments.data))
+        return
+    if arguments.detector:
+        model = Model(arguments.card.with_suffix(".tflite"), "embedding")
+        print(evaluate_alignment(model, arguments.data, arguments.detector))
+        return
+    measured = [
+        EVALUATORS[arguments.task](Model(card.with_suffix(".tflite"), arguments.task), arguments.data)
+        for card in (arguments.card, arguments.beside)
+        if card
+    ]
     if arguments.task == "detector":
         cards = [card for card in (arguments.card, arguments.beside) if card]
         print(table([ours(card) for card in cards], held_out_people(arguments.data)))
@@ -83,10 +78,10 @@ def main() -> int:
     for (dataset, split, name), told in figures.items():
         print(f"{dataset:14} {split:22} {name:28} {'  '.join(told)}".rstrip())
     if not arguments.dry_run:
-        card = dataclasses.replace(read_card(arguments.card), metrics=tuple(measured[0]))
+        in_float = [metric for metrics in measured[1:] for metric in metrics if metric.precision == "float32"]
+        card = dataclasses.replace(read_card(arguments.card), metrics=(*measured[0], *in_float))
         arguments.card.write_text(card.to_json())
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

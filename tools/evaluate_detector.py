@@ -9,17 +9,19 @@ Sizes are the side of the square of a box's area, in pixels of the stored pictur
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
+import sys
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from command_line import Parser, card_path, run
 from data import DATA, open_pack
 from detector_scenes import Floats, Scene, people_scene, photo_scene, sizes_of
 from numpy.typing import NDArray
 
+from edgefer.errors import InputError
 from edgefer.messages import Detection
 from edgefer.vision.card import Metric, read_card
 from edgefer.vision.detector import Detector
@@ -178,8 +180,8 @@ def _overlaps(faces: list[Detection], boxes: Floats) -> NDArray[np.float64]:
 
 def main() -> None:
     """Show thresholds with what each costs; keep the lowest that makes up few enough faces in the card."""
-    parser = argparse.ArgumentParser(description="Choose the threshold of a detector's card.")
-    parser.add_argument("card", type=Path, help="the model's card; the .tflite lies beside it")
+    parser = Parser(__doc__)
+    parser.add_argument("card", type=card_path, help="the model's card, its .tflite, or the name of one that ships")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
     arguments = parser.parse_args()
     model = Model(arguments.card.with_suffix(".tflite"), "detector")
@@ -196,11 +198,11 @@ def main() -> None:
         if chosen is None and wrong <= FALSE_FACES:
             chosen = min_score
     if chosen is None:
-        raise SystemExit(f"every threshold up to {thresholds[-1]} makes up too many faces; the card stays as it is")
+        raise InputError(f"every threshold up to {thresholds[-1]} makes up too many faces; the card stays as it is")
     card = dataclasses.replace(read_card(arguments.card), thresholds={"min_score": chosen})
     arguments.card.write_text(card.to_json())
     print(f"{arguments.card}: min_score {chosen}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -26,29 +26,35 @@ def evaluate_emotion(model: Model, data: Path) -> list[Metric]:
     Faces whose label the model doesn't know are left out. Tells the time and draws the confusion matrix.
     """
     card = model.card
-    faces = find_faces(data, size=card.input.width)
+    faces = find_faces(data, model_input=card.input)
     reader = EmotionReader(model)
     tested = faces.rows(TEST) if (faces.usage == TEST).any() else np.arange(len(faces.labels))
     rows, labels = with_labels_of(faces, tested, reader.labels)
-    started = time.perf_counter()
-    answers = read_all(reader, faces.images[rows])
-    each_ms = (time.perf_counter() - started) / len(rows) * 1000
-    plot = PLOTS / f"{model.path.stem}-confusion.png"
+    answers, seconds = read_all(reader, faces.images[rows])
+    precision = card.training.get("precision", "int8")
+    plot = PLOTS / f"{model.path.stem}-{precision}-confusion.png"
     plot_confusion(confusion_matrix(labels, answers.argmax(1), len(reader.labels)), reader.labels, plot)
-    print(f"{model.path}: {len(rows)} faces, {each_ms:.3f} ms each on one thread; confusion matrix in {plot}")
+    others = f" ({len(tested) - len(rows)} of labels that it doesn't know are left out)" * (len(rows) < len(tested))
+    print(f"{model.path}: {len(rows)} faces{others}, {seconds * 1000:.3f} ms each on one thread (median)")
+    print(f"  confusion matrix in {plot}")
     split = "PrivateTest" if faces.is_fer2013 else "test" if (faces.usage == TEST).any() else "all"
     source = "FER2013" if faces.is_fer2013 else data.name
-    precision = card.training.get("precision", "int8")
     return [
         Metric(source, split, name, round(value, 4), precision)
         for name, value in measure(answers, labels, reader.labels).items()
     ]
 
 
-def read_all(reader: EmotionReader, images: NDArray[np.uint8]) -> Probabilities:
-    """The probabilities for n gray pictures of any one size, n x labels."""
+def read_all(reader: EmotionReader, images: NDArray[np.uint8]) -> tuple[Probabilities, float]:
+    """The probabilities for n pictures (gray or BGR) of any one size, n x labels, and the median seconds for each."""
     size = reader.model.card.input
-    return np.stack([reader.read(at_size(image, size.width, size.height)) for image in images])
+    answers, seconds = [], []
+    for image in images:
+        image = at_size(image, size.width, size.height)  # noqa: PLW2901
+        started = time.perf_counter()
+        answers.append(reader.read(image))
+        seconds.append(time.perf_counter() - started)
+    return np.stack(answers), float(np.median(seconds))
 
 
 def measure(probabilities: Probabilities, labels: NDArray[Any], names: tuple[str, ...]) -> dict[str, float]:

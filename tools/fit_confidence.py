@@ -9,19 +9,18 @@ out), at int8, through edgefer's own reader; the tests of `evaluate.py` don't se
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command_line import Parser, card_path, run
 from data import DATA
 from emotion_faces import find_faces, validation_rows, with_labels_of
 from evaluate_emotion import calibration_error, read_all
 from numpy.typing import NDArray
 
-from edgefer.errors import EdgeferError
 from edgefer.vision.card import read_card
 from edgefer.vision.emotion import EmotionReader, Probabilities
 from edgefer.vision.model import Model
@@ -29,27 +28,22 @@ from edgefer.vision.model import Model
 TEMPERATURES = np.geomspace(0.3, 3, 200)
 
 
-def main() -> int:
-    """Fit, tell and write; gives the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("card", type=Path, help="the model's card; the .tflite lies beside it")
+def main() -> None:
+    """Fit, tell and write."""
+    parser = Parser(__doc__)
+    parser.add_argument("card", type=card_path, help="the model's card, its .tflite, or the name of one that ships")
     parser.add_argument("--data", type=Path, default=DATA, help="faces, as train_emotion.py takes them (%(default)s)")
     arguments = parser.parse_args()
-    try:
-        fit(arguments.card, arguments.data)
-    except EdgeferError as error:
-        print(f"fit_confidence: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    fit(arguments.card, arguments.data)
 
 
 def fit(path: Path, data: Path) -> None:
     """Fit one card's temperature and threshold to labelled faces, and write it."""
     card = read_card(path)
     reader = EmotionReader(Model(path.with_suffix(".tflite"), "emotion"))
-    faces = find_faces(data, size=card.input.width)
+    faces = find_faces(data, model_input=card.input)
     rows, labels = with_labels_of(faces, validation_rows(faces), reader.labels)
-    raw = soften(read_all(reader, faces.images[rows]), 1 / card.temperature)
+    raw = soften(read_all(reader, faces.images[rows])[0], 1 / card.temperature)
     temperature = fit_temperature(raw, labels)
     scaled = soften(raw, temperature)
     min_confidence = fit_threshold(scaled, labels)
@@ -99,4 +93,4 @@ def fit_threshold(probabilities: Probabilities, labels: NDArray[Any]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -10,11 +10,12 @@ for them would find hardly anybody.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
+from command_line import Parser, card_path, run
 from data import DATA, open_pack
 from evaluate_embedding import embed_all, threshold_at
 from evaluate_gallery import gallery_of
@@ -35,8 +36,8 @@ MARGIN = 0.05
 
 def main() -> None:
     """Measure, print, and write the card."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("card", type=Path, help="the model's card; the .tflite lies beside it")
+    parser = Parser(__doc__)
+    parser.add_argument("card", type=card_path, help="the model's card, its .tflite, or the name of one that ships")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="leave the card as it is")
     arguments = parser.parse_args()
@@ -76,4 +77,4 @@ def similarity(match: Match | None, name: str | None = None) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -64,6 +64,15 @@ class KerasModel:
             parts.append([np.asarray(output, np.float32) for output in _listed(outputs)])
         return [np.concatenate(output) for output in zip(*parts, strict=True)]
 
+    def check_takes(self, height: int, width: int, channels: int) -> None:
+        """ConversionError where the model takes pictures of another size."""
+        for wanted, own in zip((height, width, channels), self.size, strict=True):
+            if own not in {None, wanted}:
+                raise ConversionError(
+                    f"{self.path}: it takes pictures of (height, width, channels) {self.size}, and "
+                    f"{(height, width, channels)} is asked for: --colour and --card have to fit"
+                )
+
     def with_softmax(self) -> KerasModel:
         """The model that gives probabilities where this one gives logits."""
         library, model = self._library, self._model
@@ -87,12 +96,6 @@ class KerasModel:
         """The float32 .tflite, with the batch fixed at 1 (a free batch costs LiteRT extra operators)."""
         import tensorflow  # noqa: PLC0415  # takes seconds, and --help shouldn't
 
-        for wanted, own in zip((height, width, channels), self.size, strict=True):
-            if own not in {None, wanted}:
-                raise ConversionError(
-                    f"{self.path}: it takes pictures of (height, width, channels) {self.size}, and "
-                    f"{(height, width, channels)} is asked for"
-                )
         try:
             with quiet():
                 fixed = self._library.Input(batch_shape=(1, height, width, channels), name="image")

@@ -8,16 +8,18 @@ the fields of det_train.npz that the trainer reads.
 
 from __future__ import annotations
 
-import argparse
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
+from command_line import Parser, run
 from data import DATA, pictures_below
 from detector_scenes import Floats, sizes_of
 from peer_detectors import Detect, Scrfd, YuNet
 from tqdm import tqdm
 
+from edgefer.errors import InputError
 from edgefer.messages import Detection, Image
 
 SIDE = 320
@@ -31,7 +33,7 @@ MAX_APART = 0.05
 
 def main() -> None:
     """Write one pack, and say how many pictures the two agreed on."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = Parser(__doc__)
     parser.add_argument("folder", type=Path, help="pictures, in any depth of folders")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the .npz to write")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
@@ -51,7 +53,7 @@ def main() -> None:
             boxes.append(corners(face))
             points.append(np.array(face.landmarks, np.float32))
     if not jpegs:
-        raise SystemExit(f"{arguments.folder}: on none of {len(chosen)} pictures the two agreed on a single face")
+        raise InputError(f"{arguments.folder}: on none of {len(chosen)} pictures the two agreed on a single face")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     np.savez(
         arguments.output,
@@ -91,4 +93,4 @@ def corners(face: Detection) -> Floats:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

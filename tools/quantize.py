@@ -16,20 +16,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import get_args
 
 import numpy as np
 from agreement import Comparison, accuracy, compare, run_original, run_tflite, signal_to_noise_db
-from calibration_pictures import Labels, Pictures, read_pictures
+from calibration_pictures import Labels, Pictures, check_there, read_pictures
+from command_line import Parser, count, run
 from emotion_faces import label_name
 from keras_models import ConversionError, Floats, KerasModel, quiet, read_model
 from model_file import loaded, write_model
 
-from edgefer.errors import EdgeferError, UsageError
+from edgefer.errors import InputError, UsageError
 from edgefer.messages import Image
-from edgefer.vision.card import Colour, Crop, Decoder, ModelCard, ModelInput, Task, read_card
+from edgefer.vision.card import Colour, Crop, Decoder, ModelCard, ModelInput, Task, check_card, read_card
 from edgefer.vision.detector import Detector
 from edgefer.vision.embedder import Embedder
 from edgefer.vision.emotion import EmotionReader
@@ -49,29 +51,26 @@ LAYER_PICTURES = 32
 
 def main(arguments: list[str] | None = None) -> int:
     """Convert one model and say how well it agrees with its original; gives the exit code."""
-    try:
-        return convert(_parser().parse_args(arguments))
-    except EdgeferError as error:
-        print(f"quantize: {error}", file=sys.stderr)
-        return error.exit_code
+    return run(lambda: convert(_parser().parse_args(arguments)))
 
 
 def convert(options: argparse.Namespace) -> int:
     """Read, convert, compare, and write what agrees."""
-    if options.output.suffix != ".tflite":
-        raise UsageError(f"-o {options.output}: edgefer finds a model's card by its name: it has to end in .tflite")
+    check(options)
     model = read_model(options.model, options.weights)
     card = describe(options, model)
+    channels = 1 if card.input.colour == "gray" else 3
+    model.check_takes(card.input.height, card.input.width, channels)
     calibration, held_out = read_pictures(options.calibrate, card.input, card.task)
     originals = run_original(model, held_out.images, card.input)
     if card.task == "emotion":
         model, originals = as_probabilities(model, originals, card, held_out.images)
         card = with_labels(card, options.labels, originals[0].shape[1], held_out.names)
+    check_card(card, options.output.with_suffix(".json"))
     labels = own_labels(held_out, card.labels) if card.task == "emotion" else None
     tell_range(card, try_ranges(model, card.input, held_out.images, labels))
     tell_order(card, originals[0], labels)
 
-    channels = 1 if card.input.colour == "gray" else 3
     floats = without_tiles(model.to_tflite(card.input.height, card.input.width, channels))
     content = floats
     if options.precision == "int8":
@@ -84,9 +83,8 @@ def convert(options: argparse.Namespace) -> int:
     result = compare(card.task, originals, converted)
     tell(card.task, result, len(held_out.images))
     if labels is not None:
-        known = labels >= 0
-        before, after = (accuracy(scores[0][known], labels[known]) for scores in (originals, converted))
-        print(f"accuracy on the {known.sum()} that are labelled: {before:.2%} before, {after:.2%} after")
+        before, after = (accuracy(scores[0], labels) for scores in (originals, converted))
+        print(f"accuracy on the {(labels >= 0).sum()} that are labelled: {before:.2%} before, {after:.2%} after")
     if result.agreement < options.min_agreement:
         print(
             f"quantize: {result.agreement:.2%} agree, and --min-agreement is {options.min_agreement:.0%}: "
@@ -103,18 +101,35 @@ def convert(options: argparse.Namespace) -> int:
 # The card
 
 
+def check(options: argparse.Namespace) -> None:
+    """UsageError or InputError for what can be told before the model is read, which takes its time."""
+    if options.output.suffix != ".tflite":
+        raise UsageError(f"-o {options.output}: edgefer finds a model's card by its name: it has to end in .tflite")
+    folder = next(parent for parent in options.output.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"-o {options.output}: {folder} is no folder that can be written to")
+    check_there(options.calibrate)
+    if options.range and not (np.isfinite(options.range).all() and options.range[0] != options.range[1]):
+        raise UsageError(f"--range {options.range[0]:g} {options.range[1]:g}: what pixels 0 and 255 become: two values")
+    if not 0 <= options.min_agreement <= 2:  # over 1: never written
+        raise UsageError(f"--min-agreement {options.min_agreement:g}: a share is wanted, 0.97 for 97 %")
+    if options.precision != "int8" and (options.float_layers or options.io != "int8"):
+        raise UsageError("--float-layers and --io are for --precision int8")
+
+
 def describe(options: argparse.Namespace, model: KerasModel) -> ModelCard:
     """The card: --card's or one that suits the model, changed by the other options; an emotion's labels come later."""
     if options.card:
         card = read_card(options.card)
     else:
         height, width, channels = model.size
-        if None in model.size:
-            raise UsageError(f"{options.model}: takes pictures of any size: a --card says which it is to get")
+        width, height = options.size or (width, height)
+        if width is None or height is None:
+            raise UsageError(f"{options.model}: takes pictures of any size: say which it is to get, as --size 48 48")
         task: Task = options.task or "emotion"
         card = ModelCard(
             schema="edgefer.model/1",
-            name=options.output.stem[:64],
+            name="",
             task=task,
             decoder=DECODERS[task],
             input=ModelInput(width, height, "gray" if channels == 1 else "rgb", (0.0, 1.0)),
@@ -122,15 +137,28 @@ def describe(options: argparse.Namespace, model: KerasModel) -> ModelCard:
             crop={"emotion": find_card("emotion-48").crop, "embedding": Crop("points"), "detector": None}[task],
             thresholds={"min_confidence": 0.4} if task == "emotion" else {},
         )
+    if options.labels and card.task != "emotion":
+        raise UsageError(f"--labels: a model for {card.task} has none")
     if options.task and options.task != card.task:
         raise UsageError(f"--task {options.task}: {options.card} is the card of a model for {card.task}")
+    width, height = options.size or (card.input.width, card.input.height)
     asked = dataclasses.replace(
         card.input,
+        width=width,
+        height=height,
         colour=options.colour or card.input.colour,
         range=card.input.range if options.range is None else tuple(options.range),
     )
-    training = card.training | {"precision": options.precision}
-    return dataclasses.replace(card, input=asked, decoder=options.decoder or card.decoder, training=training)
+    return dataclasses.replace(
+        card,
+        name=options.output.stem[:64],
+        input=asked,
+        decoder=options.decoder or card.decoder,
+        training=card.training | {"precision": options.precision},
+        # What was measured of another precision isn't this one's; what the trainer measured in float is the original's.
+        metrics=tuple(metric for metric in card.metrics if metric.precision == "float32"),
+        temperature=1.0,
+    )
 
 
 def with_labels(card: ModelCard, asked: str | None, classes: int, folders: tuple[str, ...]) -> ModelCard:
@@ -155,13 +183,19 @@ def own_labels(pictures: Pictures, labels: tuple[str, ...]) -> Labels | None:
     if pictures.labels is None:
         return None
     if not pictures.names:
+        if not 0 <= pictures.labels.min() <= pictures.labels.max() < len(labels):
+            raise InputError(
+                f"the pictures' labels are {pictures.labels.min()} to {pictures.labels.max()}; the model's "
+                f"{len(labels)} are counted from 0"
+            )
         return pictures.labels
     known = [label_name(label) for label in labels]
     numbers = [known.index(name) if name in known else -1 for name in pictures.names]
-    if max(numbers) < 0:
+    own = np.array(numbers)[pictures.labels]
+    if own.max() < 0:
         print(f"labels: the pictures' folders ({', '.join(pictures.names)}) are none of the model's labels")
         return None
-    return np.array(numbers)[pictures.labels]
+    return own
 
 
 # The conversion
@@ -279,13 +313,8 @@ def tell(task: Task, result: Comparison, count: int) -> None:
 # The command line
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (quantize.py --help shows an example)")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("model", type=Path, help=".keras, .h5, .hdf5, a SavedModel folder, or an architecture.json")
     parser.add_argument("--weights", type=Path, help="the .h5 that belongs to an architecture.json (the one beside it)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the .tflite; its card goes beside it")
@@ -295,6 +324,9 @@ def _parser() -> argparse.ArgumentParser:
         "--range", type=float, nargs=2, metavar=("LO", "HI"), help="what pixels 0 and 255 become (default: 0 1)"
     )
     parser.add_argument("--labels", metavar="a,b,...", help="the emotions in the model's order (default: FER2013's)")
+    parser.add_argument(
+        "--size", type=count, nargs=2, metavar=("W", "H"), help="of its pictures, where the model takes any"
+    )
     parser.add_argument("--colour", choices=get_args(Colour), help="default: gray, or rgb for three channels")
     parser.add_argument("--decoder", choices=get_args(Decoder), metavar="NAME", help="default: the task's own")
     parser.add_argument("--card", type=Path, help="a card to start from; the options above change it")
@@ -303,18 +335,12 @@ def _parser() -> argparse.ArgumentParser:
         "--io", choices=get_args(Io), default="int8", help="what an int8 model takes and gives (%(default)s)"
     )
     parser.add_argument(
-        "--float-layers", type=_count, default=0, metavar="N", help="leave the N layers that lose most in float"
+        "--float-layers", type=count, default=0, metavar="N", help="leave the N layers that lose most in float"
     )
     parser.add_argument(
         "--min-agreement", type=float, default=0.97, metavar="SHARE", help="write nothing under it (%(default)s)"
     )
     return parser
-
-
-def _count(text: str) -> int:
-    if (number := int(text)) < 0:
-        raise ValueError(text)
-    return number
 
 
 if __name__ == "__main__":

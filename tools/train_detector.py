@@ -11,7 +11,6 @@ Weights start at random. The network is fully convolutional: trained once, it is
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import secrets
@@ -26,6 +25,7 @@ import backend  # before Keras
 import keras
 import numpy as np
 from batches import WORKERS, Batch, Batches, Make
+from command_line import Parser, run
 from data import DATA
 from detector_scenes import Scenes, augmented, targets
 from evaluate_detector import average_precision, figures, find, held_out_people, validation_photos
@@ -57,7 +57,7 @@ LIMITS = (
 
 def main() -> None:
     """Train, validating on the odd half of faceboxes_dev; write the models, their cards and calibration pictures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = Parser(__doc__)
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/detector"), help="folder to write")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
     parser.add_argument("--epochs", type=int, default=60)
@@ -333,4 +333,4 @@ def card(name: str, settings: dict[str, Any]) -> ModelCard:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

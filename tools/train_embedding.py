@@ -14,13 +14,10 @@ threshold; LFW is never looked at here.
 
 from __future__ import annotations
 
-import argparse
 import json
 import secrets
 import shlex
 import sys
-import time
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +26,13 @@ import cv2
 import keras
 import numpy as np
 from batches import WORKERS, Batch, Batches, Make
+from command_line import Parser, run
 from data import DATA, Pack, open_pack
 from keras import layers, ops
 from muon import Muon
 from numpy.typing import NDArray
 from tqdm import tqdm
+from training import checkpoint, fit, history
 
 from edgefer.messages import Image
 from edgefer.vision.card import Crop, ModelCard, ModelInput
@@ -41,8 +40,8 @@ from edgefer.vision.preprocess import TEMPLATE_SIZE as SIZE
 from edgefer.vision.preprocess import normalise
 
 INPUT = ModelInput(width=SIZE, height=SIZE, colour="bgr", range=(-1.0, 1.0))
-WIDTHS = (20, 32, 64, 144)
-"""Channels at 56x56, 28x28, 14x14 and 7x7: 62 million multiply-adds and 0.8 million parameters."""
+WIDTHS = (24, 48, 96, 192)
+"""Channels at 56x56, 28x28, 14x14 and 7x7: 124 million multiply-adds and 1.4 million parameters."""
 DEPTHS = (0, 1, 2, 3)
 """Further 3x3 convolutions at each of these sizes."""
 EMBEDDING = 128
@@ -59,7 +58,7 @@ Floats = NDArray[np.float32]
 
 def main() -> None:
     """Train, then leave in the run's folder what quantize.py needs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("-o", "--out", type=Path, default=Path("runs/embedding"), help="the run's folder (%(default)s)")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
     parser.add_argument("--more", type=Path, nargs="*", default=[], help="packs of aligned faces (align_faces.py)")
@@ -69,7 +68,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31), help="a random one unless given")
     parser.add_argument("--workers", type=int, default=WORKERS, help="processes that make batches (%(default)s)")
     parser.add_argument("--limit", type=int, help="faces of each pack, to try the script")
-    parser.add_argument("--start", type=Path, help="a model of an earlier run, to go on from with a new schedule")
+    parser.add_argument("--start", type=Path, help="a model of an earlier run, as wide or narrower, to go on from")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
     arguments = parser.parse_args()
     folder: Path = arguments.out
@@ -98,15 +97,13 @@ def main() -> None:
     batches = Batches(maker(faces), len(faces), arguments.batch, arguments.seed, arguments.workers)
     validation = np.stack([normalise(held.picture(i), INPUT) for i in range(len(held))]), np.stack(held.taught)
 
-    checkpoint, history = folder / "checkpoint.keras", folder / "history.json"
-    done: list[dict[str, float]] = []
-    if arguments.resume and checkpoint.is_file():
-        model = keras.models.load_model(checkpoint, custom_objects={"away": away, "alike": alike})
-        done = json.loads(history.read_text())
+    if arguments.resume and checkpoint(folder).is_file():
+        model = keras.models.load_model(checkpoint(folder), custom_objects={"away": away, "alike": alike})
+        done = history(folder)
     else:
-        model = network()
+        model, done = network(), []
         if arguments.start:
-            model.set_weights(keras.models.load_model(arguments.start, compile=False).get_weights())
+            go_on_from(keras.models.load_model(arguments.start, compile=False), model)
         compile_for(model, arguments.rate, len(batches) * arguments.epochs)
         start = float(ops.mean(alike(validation[1], model.predict(validation[0], verbose=0))))
         print(
@@ -114,19 +111,8 @@ def main() -> None:
             end="",
         )
         print(f"{len(held)} held out; before the first step the cosine to the teacher is {start:.4f}", flush=True)
-    with closing(batches):
-        model.fit(
-            batches.epochs(len(done)),  # Keras asks for one even where no epoch is left
-            steps_per_epoch=len(batches),
-            shuffle=False,
-            validation_data=validation,
-            validation_batch_size=128,
-            initial_epoch=len(done),
-            epochs=arguments.epochs,
-            verbose=1 if sys.stdout.isatty() else 0,
-            # Validation sees the averaged weights; training goes on from its own.
-            callbacks=[keras.callbacks.SwapEMAWeights(), Keep(checkpoint, history, done, arguments.epochs)],
-        )
+    # Validation sees the averaged weights; training goes on from its own.
+    fit(model, batches, validation, folder, done, arguments.epochs, [keras.callbacks.SwapEMAWeights()])
     model.save(folder / "model.keras")
     (folder / "card.json").write_text(card(kept, len(faces)).to_json())
     chosen = np.random.default_rng(arguments.seed).choice(len(faces), min(CALIBRATION_FACES, len(faces)), replace=False)
@@ -146,7 +132,10 @@ def held_out(pack: Pack) -> NDArray[np.bool_]:
 
 
 def teach(path: Path, pack: Pack, folder: Path, peers: Path, limit: int | None) -> Floats:
-    """The teacher's unit vectors for the faces of a pack, n x 128; computed once and kept in `folder`."""
+    """The teacher's unit vectors for the faces of a pack, n x 128; computed once and kept in `folder`.
+
+    Each is the mean of the face's and its mirror image's: steadier, and learnt from both.
+    """
     kept = folder / f"{path.stem}{'' if limit is None else f'-{limit}'}.npy"
     if kept.is_file():
         vectors: Floats = np.load(kept)
@@ -158,7 +147,8 @@ def teach(path: Path, pack: Pack, folder: Path, peers: Path, limit: int | None) 
     for i in tqdm(range(len(pack))[:limit], desc=f"teacher on {path.stem}", unit="face", mininterval=10):
         rgb = cv2.cvtColor(pack.picture(i), cv2.COLOR_BGR2RGB) / 255.0
         x = ((rgb - TEACHER_MEAN) / TEACHER_DEVIATION).astype(np.float32).transpose(2, 0, 1)
-        answers.append(teacher.run(None, {"input0": x[None]})[0][0])
+        both = [teacher.run(None, {"input0": face[None]})[0][0] for face in (x, x[..., ::-1])]
+        answers.append(sum(answer / np.linalg.norm(answer) for answer in both))
     vectors = np.stack(answers)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -202,7 +192,7 @@ def augment(face: Image, rng: np.random.Generator) -> Image:
 
     Mild: the teacher answered for the face as it was, and a face that it would answer otherwise for teaches nonsense.
     """
-    turn, scale = rng.normal(0, 2), 1 + rng.normal(0, 0.025)
+    turn, scale = rng.normal(0, 3), 1 + rng.normal(0, 0.04)
     matrix = cv2.getRotationMatrix2D((SIZE / 2 - 0.5, SIZE / 2 - 0.5), turn, scale)
     matrix += np.array([[0, 0, rng.normal(0, 1.5)], [0, 0, rng.normal(0, 1.5)]])
     if rng.random() < 0.5:
@@ -243,6 +233,19 @@ def convolution(x: Any, width: int, stride: int = 1, *, activate: bool = True) -
     return layers.ReLU()(x) if activate else x
 
 
+def go_on_from(former: keras.Model, model: keras.Model) -> None:
+    """Give a network the weights of a former, narrower one (or one as wide): at first it answers as that did.
+
+    The channels that it has more of keep their random weights, but nothing listens to them yet.
+    """
+    weights = model.get_weights()
+    for own, given in zip(weights, former.get_weights(), strict=True):
+        if own.ndim > 1 and own.shape[-1] > 1:  # a depthwise kernel's channels don't mix
+            own[..., given.shape[-2] :, : given.shape[-1]] = 0
+        own[tuple(slice(length) for length in given.shape)] = given
+    model.set_weights(weights)
+
+
 def alike(taught: Any, given: Any) -> Any:
     """The cosine between the teacher's unit vector and the network's answer, for each face."""
     return ops.sum(ops.convert_to_tensor(taught) * ops.normalize(given, axis=-1), -1)
@@ -262,36 +265,6 @@ def compile_for(model: keras.Model, rate: float, steps: int) -> None:
     )
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     model.compile(optimizer, away, metrics=[alike], jit_compile=backend.COMPILE)
-
-
-# What is kept
-
-
-class Keep(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
-    """After every epoch: one line with the time left, the checkpoint, the history."""
-
-    def __init__(self, checkpoint: Path, history: Path, done: list[dict[str, float]], epochs: int) -> None:
-        super().__init__()
-        self._checkpoint, self._history, self._done, self._epochs = checkpoint, history, done, epochs
-        self._started_s = time.monotonic()
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Take the time."""
-        self._started_s = time.monotonic()
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Write and tell."""
-        seconds = time.monotonic() - self._started_s
-        figures = {name: float(value) for name, value in (logs or {}).items()}
-        self._done.append({**figures, "seconds": seconds})
-        # Written aside first: a run that is stopped here still resumes.
-        aside = self._checkpoint.with_name("writing.keras")
-        self.model.save(aside)
-        aside.replace(self._checkpoint)
-        self._history.write_text(json.dumps(self._done, indent=1) + "\n")
-        text = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        left = seconds * (self._epochs - epoch - 1) / 60
-        print(f"epoch {epoch + 1}/{self._epochs}  {text}  {seconds:.0f} s, {left:.0f} min left", flush=True)
 
 
 def card(settings: dict[str, Any], learnt: int) -> ModelCard:
@@ -320,4 +293,4 @@ def card(settings: dict[str, Any], learnt: int) -> ModelCard:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -112,6 +112,12 @@ def read_card(path: Path) -> ModelCard:
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
         raise ModelError(f"{path}: not a valid model card: {problems}") from error
+    check_card(card, path)
+    return card
+
+
+def check_card(card: ModelCard, path: Path) -> None:
+    """ModelError where the fields of a card, to be found at a path, don't fit each other."""
     for name in _needs[card.task]:
         if not getattr(card, name):
             raise ModelError(f"{path}: the card of a model for {card.task} needs {name!r}")
@@ -125,7 +131,6 @@ def read_card(path: Path) -> ModelCard:
     if card.decoder not in _decoders[card.task]:
         known = ", ".join(_decoders[card.task])
         raise ModelError(f"{path}: decoder {card.decoder!r} doesn't fit task {card.task!r}; it takes {known}")
-    return card
 
 
 def card_schema() -> dict[str, Any]:

@@ -1,0 +1,90 @@
+"""The epochs of a training: a bar with the time left, a line for each, and a checkpoint to resume from."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import backend  # noqa: F401  # before Keras
+import keras
+from batches import Batch, Batches
+from tqdm import tqdm
+
+Figures = dict[str, float]
+
+
+def checkpoint(folder: Path) -> Path:
+    """Where a run keeps its model, with the optimiser's state, after every epoch."""
+    return folder / "checkpoint.keras"
+
+
+def history(folder: Path) -> list[Figures]:
+    """The figures of each epoch that a run has done."""
+    kept = folder / "history.json"
+    done: list[Figures] = json.loads(kept.read_text()) if kept.is_file() else []
+    return done
+
+
+def fit(
+    model: keras.Model,
+    batches: Batches,
+    validation: Batch,
+    folder: Path,
+    done: list[Figures],
+    epochs: int,
+    callbacks: list[keras.callbacks.Callback],
+) -> None:
+    """Train up to a number of epochs, of which some are done; `done` gets the figures of the others."""
+    with closing(batches):
+        model.fit(
+            batches.epochs(len(done)),  # Keras asks for one even where no epoch is left
+            steps_per_epoch=len(batches),
+            shuffle=False,
+            validation_data=validation,
+            validation_batch_size=256,
+            initial_epoch=len(done),
+            epochs=epochs,
+            verbose=0,
+            callbacks=[*callbacks, Keep(folder, done, epochs, len(batches))],
+        )
+
+
+class Keep(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
+    """A bar with the time left; after every epoch a line, the checkpoint and the history."""
+
+    def __init__(self, folder: Path, done: list[Figures], epochs: int, steps: int) -> None:
+        super().__init__()
+        self._folder, self._done, self._epochs = folder, done, epochs
+        self._started_s = time.monotonic()
+        # None: no bar where nobody sees it.
+        self._bar = tqdm(total=epochs * steps, initial=len(done) * steps, unit="batch", disable=None)
+
+    def on_epoch_begin(self, epoch: int, logs: Figures | None = None) -> None:
+        """Take the time."""
+        self._started_s = time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: Figures | None = None) -> None:
+        """Move the bar."""
+        self._bar.update()
+
+    def on_epoch_end(self, epoch: int, logs: Figures | None = None) -> None:
+        """Write and tell."""
+        seconds = time.monotonic() - self._started_s
+        figures = {name: float(value) for name, value in (logs or {}).items()}
+        self._done.append({**figures, "seconds": seconds})
+        # Written aside first: a run that is stopped here still resumes.
+        aside = self._folder / "writing.keras"
+        self.model.save(aside)
+        aside.replace(checkpoint(self._folder))
+        (self._folder / "history.json").write_text(json.dumps(self._done, indent=1) + "\n")
+        text = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        left = seconds * (self._epochs - epoch - 1) / 60
+        tqdm.write(f"epoch {epoch + 1}/{self._epochs}  {text}  {seconds:.0f} s, {left:.0f} min left")
+        sys.stdout.flush()
+
+    def on_train_end(self, logs: Figures | None = None) -> None:
+        """Leave the bar where it ended."""
+        self._bar.close()
