@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import shlex
 import sqlite3
 import unicodedata
 from collections import Counter
@@ -26,6 +28,9 @@ log = logging.getLogger(__name__)
 MAX_NAME = 64
 """Characters of a name: it goes into every event."""
 FILE = "gallery.sqlite3"
+_JOINER = re.compile("(?<=[^\0-\x7f\u200c\u200d])[\u200c\u200d](?=[^\0-\x7f\u200c\u200d])")
+"""What isn't seen itself but joins or parts its neighbours, in Persian names and emoji; between Latin letters it would
+only make two names of what looks like one."""
 BINS = 100
 """Bins of the strangers' histogram to a cosine of 1."""
 
@@ -98,13 +103,13 @@ class Gallery:
         self.removed: frozenset[str] = frozenset()
         self._key = key
         try:
-            self._file = GalleryFile(self.path, key, create=create)
+            self._file = GalleryFile(self.path, key, model, create=create)
             self._load()
         except DamagedGalleryError as error:
             if not outlast_damage:
                 raise
             self._tell(str(error))
-            self._file = GalleryFile(self.path, None, blank=True)
+            self._file = GalleryFile(self.path, None, model, blank=True)
             self._load()
 
     def refresh(self) -> bool:
@@ -116,7 +121,7 @@ class Gallery:
         self.removed = frozenset()
         try:
             if not self._file.is_current:
-                fresh = GalleryFile(self.path, self._key)
+                fresh = GalleryFile(self.path, self._key, self.model)
                 self._file.close()
                 self._file = fresh
             elif self._file.changes == self._changes and self.problem is None:
@@ -198,9 +203,12 @@ class Gallery:
         return self.add_people([Newcomer(name, templates, ignored)])[check_name(name)]
 
     def add_people(self, newcomers: Sequence[Newcomer]) -> dict[str, int]:
-        """Add templates of several people, all of them or none; how many of each weren't there already."""
+        """Add templates of several people, all of them or none; how many of each weren't there already.
+
+        One that is there without a picture gets it.
+        """
         added: dict[str, int] = {}
-        known, size = self.embeddings(), self._templates.shape[1]
+        known, size = self._rows(), self._templates.shape[1]
         with self._file.changing() as database:
             for newcomer in newcomers:
                 name = check_name(newcomer.name)
@@ -208,25 +216,45 @@ class Gallery:
                 size = size or len(newcomer.templates[0].embedding)
                 if any(len(template.embedding) != size for template in newcomer.templates):
                     raise InputError(f"{name}: the model in use gives {size} values a face, not another number")
-                here = {embedding.tobytes() for embedding in known.get(name, ())}
+                here = {face: there for there, face in known.get(name, ())}
                 fresh = {template.embedding.astype("<f4").tobytes(): template for template in newcomer.templates}
                 rows = [(number, *self._row(template)) for blob, template in fresh.items() if blob not in here]
                 database.executemany(_INSERT, rows)
+                database.executemany(
+                    "UPDATE template SET picture = ? WHERE id = ? AND picture IS NULL",
+                    [
+                        (self._file.close_blob(template.picture), here[blob])
+                        for blob, template in fresh.items()
+                        if blob in here and template.picture is not None
+                    ],
+                )
                 added[name] = added.get(name, 0) + len(rows)
             # What strangers were like to fewer people says nothing any more.
             database.execute("DELETE FROM stranger WHERE model = ?", (self.model,))
         self._load()
         return added
 
+    def check_kind(self, name: str, *, ignored: bool) -> None:
+        """UsageError where somebody of this name is ignored and this one isn't to be, or the other way round."""
+        for (is_ignored,) in self._file.read("SELECT ignored FROM person WHERE name = ?", name):
+            if bool(is_ignored) != ignored:
+                raise UsageError(
+                    f"{name} is {'ignored' if is_ignored else 'known by name'}: `edgefer people remove` first, "
+                    "or take another name"
+                )
+
     def remove(self, name: str) -> int:
-        """Forget a person, without a trace in the file; how many templates there were."""
+        """Forget a person, without a trace in the file; how many templates there were.
+
+        TracesLeftError, here and below, where it is done but for the traces.
+        """
         with self._file.changing() as database:
             removed = database.execute(
                 "SELECT count(*) FROM template JOIN person ON person.id = person WHERE name = ?", (name,)
             ).fetchone()[0]
             database.execute("DELETE FROM person WHERE name = ?", (name,))
-        self._file.leave_no_trace()
         self._load()
+        self._file.leave_no_trace(f"{name} is removed", f"remove {shlex.quote(name)}")
         return int(removed)
 
     def rename(self, name: str, to: str) -> None:
@@ -237,8 +265,8 @@ class Gallery:
             raise UsageError(f"{to} is enrolled too: `edgefer people merge` makes one person of two")
         with self._file.changing() as database:
             database.execute("UPDATE person SET name = ? WHERE name = ?", (to, name))
-        self._file.leave_no_trace()
         self._load()
+        self._file.leave_no_trace(f"{name} is {to} now", f"remove {shlex.quote(name)}")
 
     def merge(self, name: str, into: str) -> None:
         """Make one person of two, who has the second one's name; UsageError when either isn't enrolled."""
@@ -255,8 +283,8 @@ class Gallery:
                 (into, name),
             )
             database.execute("DELETE FROM person WHERE name = ?", (name,))
-        self._file.leave_no_trace()
         self._load()
+        self._file.leave_no_trace(f"{name} is {into} now", f"remove {shlex.quote(name)}")
 
     def outdated_pictures(self) -> list[tuple[int, str, bytes]]:
         """Templates of other models whose picture was kept: number, person, JPEG."""
@@ -276,8 +304,8 @@ class Gallery:
                 (person,) = database.execute("SELECT person FROM template WHERE id = ?", (number,)).fetchone()
                 database.execute("DELETE FROM template WHERE id = ?", (number,))
                 database.execute(_INSERT, (person, *self._row(template)))
-        self._file.leave_no_trace()
         self._load()
+        self._file.leave_no_trace("the faces are learned anew", "relearn")
 
     def note_strangers(self, similarities: Iterable[float]) -> None:
         """Count how near strangers came to somebody known; nothing else of them is kept."""
@@ -302,27 +330,16 @@ class Gallery:
         """Take the templates and each person's mean into one matrix: a match is then one product."""
         self._changes = self._file.changes
         self._file.check_seal()
-        rows = cast(
-            "list[tuple[str, int, bytes, int]]",
-            self._file.read(
-                "SELECT name, ignored, embedding, template.id FROM template JOIN person ON person.id = person "
-                "WHERE model = ? ORDER BY name, template.id",
-                self.model,
-            ),
-        )
-        blobs = [self._file.open_blob(blob) for _, _, blob, _ in rows]
-        if len({len(blob) for blob in blobs}) > 1:
-            raise DamagedGalleryError(f"{self.path}: the file is damaged: its templates have several lengths")
+        rows, templates = self._file.templates()
         counts = Counter(name for name, *_ in rows)
-        ignored = {name for name, is_ignored, *_ in rows if is_ignored}
+        ignored = {name for name, is_ignored, _ in rows if is_ignored}
         self._names = list(counts)
         self._ignored = [name in ignored for name in self._names]
         self._starts = np.cumsum([0, *counts.values()])[:-1]
         self._numbers = [number for *_, number in rows]
-        templates = np.frombuffer(b"".join(blobs), "<f4").reshape(len(rows), -1) if rows else np.zeros((0, 0), "<f4")
         # What all looks at a person share tells more than any of them (models/MODELS.md has the figures).
         means = np.add.reduceat(templates, self._starts) if rows else templates
-        means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-9)
+        means = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-9)
         self._compared = np.concatenate([templates, means])
         self._templates = self._compared[: len(rows)]
 
@@ -331,17 +348,11 @@ class Gallery:
         numbers = iter(self._numbers)
         return {name: {(next(numbers), face.tobytes()) for face in faces} for name, faces in self.embeddings().items()}
 
-    @staticmethod
-    def _person(database: sqlite3.Connection, name: str, *, ignored: bool) -> int:
+    def _person(self, database: sqlite3.Connection, name: str, *, ignored: bool) -> int:
         """The number of a person, who is entered where they are new."""
+        self.check_kind(name, ignored=ignored)
         database.execute("INSERT OR IGNORE INTO person (name, ignored) VALUES (?, ?)", (name, ignored))
-        (number, is_ignored) = database.execute("SELECT id, ignored FROM person WHERE name = ?", (name,)).fetchone()
-        if bool(is_ignored) != ignored:
-            raise UsageError(
-                f"{name} is {'ignored' if is_ignored else 'known by name'}: `edgefer people remove` first, "
-                "or take another name"
-            )
-        return int(number)
+        return int(database.execute("SELECT id FROM person WHERE name = ?", (name,)).fetchone()[0])
 
     def _row(self, template: Template) -> tuple[str, bytes, float, str, bytes | None]:
         picture = None if template.picture is None else self._file.close_blob(template.picture)
@@ -372,7 +383,8 @@ def open_gallery(settings: Settings, card: ModelCard, *, create: bool = False, o
     """The gallery of the settings' state folder, as the model with this card sees it."""
     key = settings.gallery.key.get_secret_value() if settings.gallery.key else None
     gallery = Gallery(settings.state_dir, model_id(card), key, create=create, outlast_damage=outlast_damage)
-    if lost := [person for person in gallery.people() if not person.templates]:
+    # Who adds people has looked before, or brings them from elsewhere.
+    if not create and (lost := [person for person in gallery.people() if not person.templates]):
         log.warning(
             "%s: enrolled with another model (%s) than the one in use (%s), and so not recognised: "
             "`edgefer people relearn` where pictures were kept, else enrol again or import",
@@ -391,7 +403,15 @@ def model_id(card: ModelCard) -> str:
 
 def check_name(name: str) -> str:
     """The name without white space around it; UsageError when it can't be a person's."""
-    name = unicodedata.normalize("NFC", name.strip())
-    if not name or len(name) > MAX_NAME or not name.isprintable():
-        raise UsageError(f"a name has 1 to {MAX_NAME} printable characters; {name[:80]!r} doesn't do")
+    name = tidy_name(name)
+    if not 0 < len(name) <= MAX_NAME:
+        raise UsageError(f"a name has 1 to {MAX_NAME} printable characters, not {len(name)}: {name[:MAX_NAME]!r}")
+    if refused := next((letter for letter in _JOINER.sub("", name) if not letter.isprintable()), None):
+        called = " ".join([f"U+{ord(refused):04X}", unicodedata.name(refused, "")]).strip()
+        raise UsageError(f"a name has 1 to {MAX_NAME} printable characters, and {name!r} holds {called}")
     return name
+
+
+def tidy_name(name: str) -> str:
+    """The one way to write a name, however it was typed."""
+    return unicodedata.normalize("NFC", name.strip())

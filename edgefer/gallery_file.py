@@ -11,6 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgefer.errors import InputError
 from edgefer.seal import Seal
@@ -37,19 +41,36 @@ Identity = tuple[int, int] | None
 """Device and inode: whether a path still is the file that was opened. None is no file."""
 
 
+MAX_LENGTH_ERROR = 1e-3
+"""How far a template's length may be from 1: what makes and reads them keeps it to 1e-5, and a flipped bit that moves
+it by less changes no cosine that counts."""
+
+
 class DamagedGalleryError(InputError):
-    """The file isn't a database any more."""
+    """The file isn't a database any more, or a template in it can't be one."""
+
+    def __init__(self, path: Path, found: str) -> None:
+        super().__init__(
+            f"{path}: the file is damaged ({found}); move it away, put a copy in its place, or just enrol again: "
+            "`edgefer enroll` and `edgefer people import` keep it aside and begin a new one"
+        )
+
+
+class TracesLeftError(InputError):
+    """What was to be deleted is deleted, but its last traces couldn't be overwritten."""
 
 
 class GalleryFile:
     """A connection to the gallery's file; to an empty one in memory where there is no file and `create` is false.
 
-    With `create`, a missing file is made, and a damaged one is kept aside under another name. `blank` leaves whatever
-    is there alone, and is the empty one in memory. InputError when the file can't be used, with what to do.
+    `model` names the one whose templates are read. With `create`, a missing file is made, and a damaged one is kept
+    aside under another name. `blank` leaves whatever is there alone, and is the empty one in memory. InputError when
+    the file can't be used, with what to do.
     """
 
-    def __init__(self, path: Path, key: str | None, *, create: bool = False, blank: bool = False) -> None:
+    def __init__(self, path: Path, key: str | None, model: str, *, create: bool = False, blank: bool = False) -> None:
         self.path = path
+        self._model = model
         self._seal: Seal | None = None
         with self.errors():
             if not create:
@@ -81,6 +102,30 @@ class GalleryFile:
         with self.errors():
             return self._database.execute(query, values).fetchall()
 
+    def templates(self) -> tuple[list[tuple[str, bool, int]], NDArray[np.float32]]:
+        """The model's templates by name: of each the person, whether they are ignored and its number; and n x size.
+
+        DamagedGalleryError where one is no vector of length 1 or differs in size: it could look like anybody.
+        """
+        rows = cast(
+            "list[tuple[str, int, int, bytes]]",
+            self.read(
+                "SELECT name, ignored, template.id, CAST(embedding AS BLOB) FROM template "
+                "JOIN person ON person.id = person WHERE model = ? ORDER BY name, template.id",
+                self._model,
+            ),
+        )
+        blobs = [self.open_blob(blob) for *_, blob in rows]
+        size = len(blobs[0]) if blobs else 0
+        if size % 4 or any(len(blob) != size for blob in blobs):
+            raise DamagedGalleryError(self.path, "its templates have several sizes")
+        faces = np.frombuffer(b"".join(blobs), "<f4").reshape(len(rows), size // 4)
+        with np.errstate(over="ignore", invalid="ignore"):
+            wrong = ~(np.abs(np.linalg.norm(faces, axis=1) - 1) < MAX_LENGTH_ERROR)  # NaN is near nothing
+        if wrong.any():
+            raise DamagedGalleryError(self.path, f"a face of {rows[int(wrong.argmax())][0]} isn't what was enrolled")
+        return [(name, bool(ignored), number) for name, ignored, number, _ in rows], faces
+
     @contextmanager
     def changing(self) -> Iterator[sqlite3.Connection]:
         """A transaction: all of it is kept, or nothing where it fails."""
@@ -94,10 +139,19 @@ class GalleryFile:
                     self._database.execute("ROLLBACK")
                 raise
 
-    def leave_no_trace(self) -> None:
-        """Bring what was deleted out of the file and its write-ahead log: secure_delete has overwritten it there."""
-        with self.errors():
+    def leave_no_trace(self, done: str, again: str) -> None:
+        """Bring what was deleted out of the file and its write-ahead log: secure_delete has overwritten it there.
+
+        TracesLeftError where that can't be: what was `done` nonetheless, and the arguments of the `edgefer people`
+        that tries `again`.
+        """
+        try:
             (busy, _, _) = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise TracesLeftError(
+                f"{done}, but traces of what was before stay in {self.path} ({error}): make room on the disk "
+                f"(df -h {self.path.parent}), then `edgefer people {again}`"
+            ) from error
         if busy:
             log.warning("%s-wal may hold what was deleted until the daemon is restarted", self.path)
 
@@ -113,7 +167,10 @@ class GalleryFile:
 
     def open_blob(self, data: bytes) -> bytes:
         """The data as it was before it was stored."""
-        return self._seal.open(data) if self._seal else data
+        try:
+            return self._seal.open(data) if self._seal else data
+        except InputError as error:
+            raise DamagedGalleryError(self.path, str(error)) from error
 
     def close(self) -> None:
         """Close the connection."""
@@ -147,6 +204,7 @@ class GalleryFile:
                 elif create:
                     self._check_whole()
                 self._seal = self._open_seal(key)
+                self.templates()
                 self._identity = _identity(self.path) if is_there else None
             except BaseException:
                 self._database.close()
@@ -170,7 +228,7 @@ class GalleryFile:
                 "left as it is: install that edgefer, or set EDGEFER_STATE_DIR to another folder"
             )
         if version < VERSION:
-            raise InputError(f"{self.path} is no gallery that this edgefer knows: move it away and enrol again")
+            raise _foreign(self.path)
         return False
 
     def _make_tables(self) -> None:
@@ -195,8 +253,11 @@ class GalleryFile:
             seal = Seal.new(key)
             with self.changing() as database:
                 database.executemany("INSERT INTO meta VALUES (?, ?)", [("salt", seal.salt), ("check", seal.check)])
-        meta = dict(self._database.execute("SELECT name, value FROM meta"))
-        return Seal.verified(key, meta["salt"], meta["check"])
+        meta = dict(self._database.execute("SELECT name, CAST(value AS BLOB) FROM meta"))
+        try:
+            return Seal.verified(key, meta["salt"], meta.get("check", b""))
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from error
 
     def _is_to_be_sealed(self, key: str | None) -> bool:
         return key is not None and not self._is_sealed() and not self._has_templates()
@@ -220,10 +281,11 @@ def _explained(path: Path, error: sqlite3.DatabaseError) -> InputError:
     # Python 3.10 knows no error codes; SQLite's texts are fixed.
     text = str(error)
     if "not a database" in text or "malformed" in text:
-        return DamagedGalleryError(
-            f"{path}: the file is damaged ({text}); move it away, put a copy in its place, or just enrol again: "
-            "`edgefer enroll` and `edgefer people import` keep it aside and begin a new one"
-        )
+        return DamagedGalleryError(path, text)
+    if "decode to UTF-8" in text:
+        return DamagedGalleryError(path, "a name in it isn't text")
+    if "no such table" in text or "no such column" in text:
+        return _foreign(path)
     if "disk is full" in text or "disk I/O error" in text:
         return InputError(f"{path}: {text}: nothing was changed; make room on the disk (df -h {path.parent})")
     if "locked" in text:
@@ -231,6 +293,10 @@ def _explained(path: Path, error: sqlite3.DatabaseError) -> InputError:
     if "unable to open" in text or "readonly" in text:
         return InputError(f"{path}: {text}; run this as the owner of EDGEFER_STATE_DIR, or with sudo")
     return InputError(f"{path}: {text}; EDGEFER_STATE_DIR is its folder")
+
+
+def _foreign(path: Path) -> InputError:
+    return InputError(f"{path} is no gallery that this edgefer knows: move it away and enrol again")
 
 
 def _set_aside(path: Path) -> Path:

@@ -37,7 +37,13 @@ class Seal:
     def verified(secret: str, salt: bytes, check: bytes) -> Seal:
         """The seal of a store; InputError when the secret isn't the one it was sealed with."""
         seal = Seal(salt, check, _cipher(secret, salt))
-        seal.open(check)
+        try:
+            seal.open(check)
+        except InputError as error:
+            raise InputError(
+                "EDGEFER_GALLERY__KEY isn't the key that it was sealed with: set that one; where it is lost, move the "
+                "file away and enrol again"
+            ) from error
         return seal
 
     def close(self, data: bytes) -> bytes:
@@ -46,13 +52,13 @@ class Seal:
         return nonce + self.cipher.encrypt(nonce, data, None)
 
     def open(self, sealed: bytes) -> bytes:
-        """The data; InputError when it was sealed with another secret, or was changed."""
+        """The data; InputError when it was changed since (or was sealed with another secret, see `verified`)."""
         from cryptography.exceptions import InvalidTag  # noqa: PLC0415  # an extra
 
         try:
             return bytes(self.cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], None))
-        except InvalidTag as error:
-            raise InputError("EDGEFER_GALLERY__KEY isn't the key that the gallery was sealed with") from error
+        except (InvalidTag, ValueError) as error:  # the latter where nearly nothing is left of it
+            raise InputError("what is sealed in it was changed") from error
 
 
 def _cipher(secret: str, salt: bytes) -> AESGCM:

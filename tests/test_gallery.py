@@ -80,6 +80,15 @@ def test_what_is_there_already_is_not_added_again(gallery):
     assert [(p.name, p.templates) for p in gallery.people()] == [("Ada", 3)]
 
 
+def test_what_is_there_already_gets_the_picture_that_it_had_not(gallery):
+    gallery.enroll("Ada", ADA, 1.0)
+    gallery.enroll("Grace", ADA, 1.0)
+    for picture in (b"first", None, b"later"):
+        assert gallery.add("Ada", [Template(ADA, 1.0, picture=picture)]) == 0
+        assert [t.picture for t in gallery.templates("Ada")] == [b"first"]
+    assert [t.picture for t in gallery.templates("Grace")] == [None]
+
+
 def test_a_name_is_the_same_however_it_was_typed(gallery):
     gallery.enroll("Zo\u00eb", ADA, 1.0)
     gallery.enroll("Zoe\u0308", GRACE, 1.0)
@@ -165,10 +174,30 @@ def test_looking_makes_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["", "   ", "x" * 65, "line\nbreak", "bell\a"])
-def test_odd_names_are_refused(gallery, name):
-    with pytest.raises(UsageError, match="printable characters"):
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("", "not 0"),
+        ("   ", "not 0"),
+        ("x" * 65, "not 65: 'xxx"),
+        ("line\nbreak", r"holds U\+000A$"),
+        ("bell\a", r"holds U\+0007$"),
+        ("\u200cAda", r"holds U\+200C ZERO WIDTH NON-JOINER$"),
+        ("علی\u200c", r"holds U\+200C"),
+        ("A\u200dda", r"holds U\+200D"),
+        ("م\u200c\u200cم", r"holds U\+200C"),
+        ("Ada\u202e", r"holds U\+202E RIGHT-TO-LEFT OVERRIDE$"),
+    ],
+)
+def test_odd_names_are_refused(gallery, name, told):
+    with pytest.raises(UsageError, match=f"printable characters, .*{told}"):
         gallery.enroll(name, ADA, 1.0)
+
+
+@pytest.mark.parametrize("name", ["می\u200cمن", "\U0001f468\u200d\U0001f469\u200d\U0001f467 Smith"])
+def test_what_joins_letters_is_part_of_a_name(gallery, name):
+    gallery.enroll(name, ADA, 1.0)
+    assert [p.name for p in gallery.people()] == [name]
 
 
 def test_a_damaged_file_is_told_and_left_alone(tmp_path):

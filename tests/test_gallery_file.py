@@ -1,7 +1,7 @@
 """The gallery's file: what it survives, what it refuses, and what it never overwrites."""
 
 import os
-import resource
+import re
 import signal
 import sqlite3
 import stat
@@ -32,6 +32,13 @@ def fill(folder, people=3, **options) -> None:
         gallery.add_people(crowd(people))
 
 
+def changed(folder, face: bytes) -> bytes:
+    """The file with another face of the eighth person."""
+    with closing(sqlite3.connect(folder / FILE)) as database, database:
+        database.execute("UPDATE template SET embedding = ? WHERE id = 8", (face,))
+    return (folder / FILE).read_bytes()
+
+
 def names(folder, key=None) -> list[str]:
     with closing(Gallery(folder, MODEL, key)) as gallery:
         return [person.name for person in gallery.people()]
@@ -53,15 +60,34 @@ def elsewhere(script: str, *arguments: object) -> subprocess.Popen:
 
 
 class TestDamage:
-    @pytest.fixture(params=["not a database", "torn", "overwritten in the middle"])
+    @pytest.fixture(
+        params=[
+            "not a database",
+            "torn",
+            "overwritten in the middle",
+            "a flipped bit in a face",
+            "a face that is no number",
+            "a face of another size",
+            "a face of half a value",
+            "a name that isn't text",
+        ]
+    )
     def damaged(self, request, tmp_path):
         fill(tmp_path, 300)
         whole = (tmp_path / FILE).read_bytes()
+        face = faces(300)[7].tobytes()
+        flipped = face[:3] + bytes([face[3] ^ 0x40]) + face[4:]  # of the first value's exponent
         broken = {
             "not a database": b"not a database at all" * 100,
             "torn": whole[: len(whole) // 2],
             "overwritten in the middle": whole[:20000] + b"\xa5" * 40000 + whole[60000:],
+            "a flipped bit in a face": whole.replace(face, flipped),
+            "a face that is no number": whole.replace(face, face[:4] + b"\xff" * 4 + face[8:]),
+            "a face of another size": changed(tmp_path, face[:-4]),
+            "a face of half a value": changed(tmp_path, face[:-2]),
+            "a name that isn't text": whole.replace(b"Person 77", b"Perso\xee 77"),
         }[request.param]
+        assert broken != whole
         (tmp_path / FILE).write_bytes(broken)
         return tmp_path, broken
 
@@ -106,6 +132,18 @@ class TestDamage:
             assert "damaged" in daemons.problem
             assert daemons.match(faces(2)[1]).name == "Person 1"
 
+    def test_people_who_were_loaded_stay_known_when_a_face_is_damaged_later(self, tmp_path):
+        fill(tmp_path, 10)
+        with closing(Gallery(tmp_path, MODEL)) as daemons:
+            changed(tmp_path, np.full(128, 1e37, np.float32).tobytes())
+            assert not daemons.refresh()
+            assert "a face of Person 7 isn't what was enrolled" in daemons.problem
+            assert daemons.match(faces(10)[7]).name == "Person 7"
+            assert daemons.match(-faces(10)[7]).similarity < 0.5
+            changed(tmp_path, faces(10)[7].tobytes())
+            assert daemons.refresh()
+            assert daemons.problem is None
+
 
 def test_a_file_that_was_deleted_is_forgotten(tmp_path):
     fill(tmp_path)
@@ -127,10 +165,12 @@ def test_a_gallery_of_a_newer_version_is_refused_and_not_touched(tmp_path, creat
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("version", [0, 1])
 @pytest.mark.parametrize("create", [False, True])
-def test_a_database_of_something_else_is_refused_and_not_touched(tmp_path, create):
+def test_a_database_of_something_else_is_refused_and_not_touched(tmp_path, create, version):
     with closing(sqlite3.connect(tmp_path / FILE)) as other:
         other.execute("CREATE TABLE song (title TEXT)")
+        other.execute(f"PRAGMA user_version={version}")
     before = contents(tmp_path)
     with pytest.raises(InputError, match="no gallery that this edgefer knows"):
         Gallery(tmp_path, MODEL, create=create)
@@ -168,12 +208,11 @@ os.kill(os.getpid(), 9)
 
 def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path):
     fill(tmp_path, 3)
-    limit = 200_000
     writer = elsewhere(
         """
-import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000,) * 2)
 from edgefer.errors import InputError
-gallery = Gallery(Path(sys.argv[1]), sys.argv[3], create=True)
+gallery = Gallery(Path(sys.argv[1]), sys.argv[2], create=True)
 people = [Newcomer(f"New {n}", [Template(np.eye(128, dtype=np.float32)[n % 128], 1.0)]) for n in range(2000)]
 try:
     gallery.add_people(people)
@@ -182,7 +221,6 @@ except InputError as error:
 print(len(gallery.people()))
 """,
         tmp_path,
-        limit,
         MODEL,
     )
     told, errors = writer.communicate(timeout=60)
@@ -190,7 +228,44 @@ print(len(gallery.people()))
     assert "nothing was changed; make room on the disk" in told
     assert told.endswith("\n3\n")
     assert names(tmp_path) == ["Person 0", "Person 1", "Person 2"]
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != limit
+
+
+@pytest.mark.parametrize(
+    ("change", "done"),
+    [
+        ('gallery.remove("Person 7")', "Person 7 is removed"),
+        ('gallery.rename("Person 7", "Ada")', "Person 7 is Ada now"),
+        ('gallery.merge("Person 7", "Person 8")', "Person 7 is Person 8 now"),
+    ],
+)
+def test_what_a_full_disk_leaves_of_who_was_removed_is_told_and_goes_later(tmp_path, change, done):
+    """The log takes the change, but what was deleted can't be overwritten in the file."""
+    fill(tmp_path, 300)
+    with closing(Gallery(tmp_path, MODEL)):  # a daemon's: nobody else is the last to close the file, and folds it
+        writer = elsewhere(
+            f"""
+import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000,) * 2)
+from edgefer.errors import InputError
+gallery = Gallery(Path(sys.argv[1]), sys.argv[2])
+try:
+    {change}
+except InputError as error:
+    print(error)
+print([person.name for person in gallery.people()].count("Person 7"))
+""",
+            tmp_path,
+            MODEL,
+        )
+        told, errors = writer.communicate(timeout=60)
+        assert errors == ""
+        assert f"{done}, but traces of what was before stay in {tmp_path / FILE} (disk I/O error)" in told
+        assert "make room on the disk" in told
+        assert told.endswith("then `edgefer people remove 'Person 7'`\n0\n")
+        assert "Person 7" not in names(tmp_path)
+        assert re.search(rb"Person 7(?!\d)", contents(tmp_path))
+        with closing(Gallery(tmp_path, MODEL)) as gallery:
+            assert gallery.remove("Person 7") == 0
+        assert not re.search(rb"Person 7(?!\d)", contents(tmp_path))
 
 
 def test_who_is_removed_leaves_no_trace(tmp_path):
@@ -243,11 +318,27 @@ class TestSealed:
     def test_a_wrong_key_is_never_an_empty_gallery(self, tmp_path):
         fill(tmp_path, key="right")
         for outlast_damage in (False, True):
-            with pytest.raises(InputError, match="isn't the key"):
+            with pytest.raises(InputError, match=r"gallery\.sqlite3: .*isn't the key .*move the file away"):
                 Gallery(tmp_path, MODEL, "wrong", outlast_damage=outlast_damage)
         with pytest.raises(InputError, match="isn't the key"):
             Gallery(tmp_path, MODEL, "wrong", create=True)
         assert len(names(tmp_path, "right")) == 3
+
+    def test_a_changed_byte_is_damage_and_no_wrong_key(self, tmp_path):
+        fill(tmp_path, 10, key="right")
+        with closing(sqlite3.connect(tmp_path / FILE)) as database:
+            (face,) = database.execute("SELECT embedding FROM template WHERE id = 8").fetchone()
+        for sealed in (face[:100] + bytes([face[100] ^ 1]) + face[101:], face[:5], b""):
+            broken = changed(tmp_path, sealed)
+            with pytest.raises(InputError, match=r"gallery\.sqlite3: the file is damaged .*sealed.*changed"):
+                Gallery(tmp_path, MODEL, "right")
+            with closing(Gallery(tmp_path, MODEL, "right", outlast_damage=True)) as daemons:
+                assert daemons.is_empty
+            assert (tmp_path / FILE).read_bytes() == broken
+        fill(tmp_path, 2, key="right")
+        (aside,) = tmp_path.glob("gallery.damaged-*.sqlite3")
+        assert aside.read_bytes() == broken
+        assert len(names(tmp_path, "right")) == 2
 
     def test_a_daemon_takes_up_a_gallery_that_is_begun_sealed(self, tmp_path):
         Gallery(tmp_path, MODEL, create=True).close()
