@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import logging
 import os
@@ -223,10 +224,10 @@ def _add_people(parser: argparse.ArgumentParser) -> None:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 60:
-        raise argparse.ArgumentTypeError("0 to 60 seconds")
-    return value
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) <= 60:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0 to 60")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ from edgefer.settings import MqttSettings, Settings
 
 ANSWER_TIMEOUT_S = 5.0
 """How long a broker may take to let us in."""
+RETAINED_S = 2.0
+"""How long what a broker retains may take to come: it doesn't tell that there is nothing."""
 KEEPALIVE_S = 15
 """A broker that is silent for so long is asked, and after as long again is given up. A dead daemon's last will comes
 after one and a half times this."""
@@ -40,7 +42,7 @@ STALL_S = 1.0
 """No more is sent once an acknowledgement is missing for so long. What is sent can't be called back: a broker that
 hangs and wakes up later would hand it on as if it were new, whereas what is kept here can still be marked as late."""
 MAX_PACKET = 64 * 1024
-"""Bytes of what a broker may send at once: we subscribe to nothing, and its acknowledgements are short."""
+"""Bytes of what a broker may send at once: a presence, and acknowledgements are short."""
 
 Acknowledged = Callable[[str | None], None]
 """Is told what became of a message: None when the broker took it, else why it didn't."""
@@ -62,9 +64,8 @@ def check_broker(settings: Settings) -> None:
 
 def clear_retained(settings: Settings, topic: str) -> None:
     """Make the broker forget what it retains on a topic; BrokerError when it can't be reached or refuses."""
-    name = client_id(settings) + "-people"
     refusals: list[str | None] = []
-    with contextlib.closing(_connect(settings.mqtt, _find_version(settings.mqtt, name), name, None)) as connection:
+    with _briefly(settings) as connection:
         connection.publish(topic, b"", refusals.append, retain=True)
         while not connection.idle:
             connection.exchange(0.5)
@@ -73,6 +74,14 @@ def clear_retained(settings: Settings, topic: str) -> None:
         connection.say_goodbye()
     if refusals[0] is not None:
         raise BrokerError(f"{where(settings.mqtt)} refuses messages on {topic}: {refusals[0]}")
+
+
+def read_retained(settings: Settings, topic: str) -> bytes:
+    """What the broker retains on a topic, empty where nothing comes; BrokerError when it can't be reached."""
+    with _briefly(settings) as connection:
+        found = connection.read(topic, RETAINED_S)
+        connection.say_goodbye()
+    return found
 
 
 def client_id(settings: Settings) -> str:
@@ -164,6 +173,16 @@ class Connection:
             properties.MessageExpiryInterval = max(1, math.ceil(expiry_s))
         sent = self._client.publish(topic, payload, qos=1, retain=retain, properties=properties)
         self._unacknowledged[sent.mid] = time.monotonic(), acknowledged
+
+    def read(self, topic: str, patience_s: float) -> bytes:
+        """The first message that comes on a topic, empty where none does in that time."""
+        found: list[bytes] = []
+        self._client.on_message = lambda _client, _data, message: found.append(message.payload)
+        self._client.subscribe(topic, qos=1)
+        patience_until_s = time.monotonic() + patience_s
+        while not found and (left_s := patience_until_s - time.monotonic()) > 0:
+            self.exchange(left_s)
+        return found[0] if found else b""
 
     def exchange(self, timeout_s: float, bell: socket.socket | None = None) -> None:
         """Wait until the broker or the `bell` has something, for at most `timeout_s`, and deal with what came.
@@ -268,6 +287,12 @@ def _connect(settings: MqttSettings, version: MQTTProtocolVersion, client_id: st
         connection.close()
         raise
     return connection
+
+
+def _briefly(settings: Settings) -> contextlib.closing[Connection]:
+    """A connection for a command, beside the daemon's."""
+    name = client_id(settings) + "-people"
+    return contextlib.closing(_connect(settings.mqtt, _find_version(settings.mqtt, name), name, None))
 
 
 def _machine_id() -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgefer.errors import InputError, UsageError
-from edgefer.gallery import Gallery, Newcomer, Template, check_name, model_id
+from edgefer.gallery import Gallery, Newcomer, Template, check_name, model_id, tidy_name
 from edgefer.vision.card import ModelCard
 from edgefer.vision.embedder import Embedding
 
@@ -45,8 +45,8 @@ def read_people(text: str, card: ModelCard, size: int, made_by: str | None) -> l
     `made_by` is what --model-id said: the model's name, or its name and digest. InputError says what is wrong.
     """
     try:
-        data = json.loads(text)
-    except ValueError as error:
+        data = json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"not JSON: {error}") from error
     if not isinstance(data, dict):
         raise InputError('not people: {"Ada": [numbers], "Grace": [[numbers], [numbers]]} is what is read')
@@ -64,13 +64,29 @@ def read_people(text: str, card: ModelCard, size: int, made_by: str | None) -> l
         )
     if not isinstance(data, dict):
         raise InputError(f"{SCHEMA} without its people")
+    if not data:
+        raise InputError("there is nobody in it")
     return [_newcomer(check_name(name), value, size) for name, value in data.items()]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object in which nothing is said twice: one of two would be lost."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if (name := tidy_name(key)) in found:
+            raise InputError(f"{name!r} stands there twice: put all of their embeddings into one list")
+        found[name] = value
+    return found
 
 
 def _newcomer(name: str, value: Any, size: int) -> Newcomer:
     if isinstance(value, dict):
         templates = value.get("templates")
-        if not isinstance(templates, list) or not all(isinstance(template, dict) for template in templates):
+        if (
+            not isinstance(templates, list)
+            or not templates
+            or not all(isinstance(template, dict) for template in templates)
+        ):
             raise InputError(f"{name}: no templates")
         return Newcomer(name, [_template(name, template, size) for template in templates], value.get("ignored") is True)
     if not isinstance(value, list) or not value:
@@ -81,8 +97,8 @@ def _newcomer(name: str, value: Any, size: int) -> Newcomer:
 
 def _template(name: str, template: dict[str, Any], size: int) -> Template:
     quality, enrolled = template.get("quality"), template.get("enrolled")
-    if not isinstance(quality, int | float) or not isinstance(enrolled, str):
-        raise InputError(f"{name}: a template has embedding, quality and enrolled")
+    if not isinstance(quality, int | float) or not 0 <= quality <= 1 or not isinstance(enrolled, str):
+        raise InputError(f"{name}: a template has embedding, quality (0 to 1) and enrolled (when)")
     return Template(_embedding(name, template.get("embedding"), size), float(quality), enrolled)
 
 

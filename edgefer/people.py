@@ -8,18 +8,23 @@ import json
 import sys
 from contextlib import closing
 
-from edgefer.broker import clear_retained
+from edgefer.broker import clear_retained, read_retained
 from edgefer.control import is_daemon_there
 from edgefer.enroll import relearn
 from edgefer.errors import BrokerError, InputError, UsageError
 from edgefer.exchange import export_people, read_people
+from edgefer.files import read_bounded
 from edgefer.gallery import Gallery, check_name, open_gallery
+from edgefer.gallery_file import TracesLeftError
 from edgefer.identify import identity_rule
 from edgefer.outbox import forget
 from edgefer.separation import Separation, separation
 from edgefer.settings import Settings
 from edgefer.vision import load_embedder
 from edgefer.vision.model import find_card
+
+MAX_IMPORT_BYTES = 256 * 2**20
+"""Ten thousand people of five templates of 256 values."""
 
 
 def list_people(settings: Settings, options: argparse.Namespace) -> int:
@@ -44,35 +49,45 @@ def list_people(settings: Settings, options: argparse.Namespace) -> int:
 def remove(settings: Settings, options: argparse.Namespace) -> int:
     """Forget a person: faces, pictures, and what still goes round with the name."""
     name = check_name(options.name)
+    problems, waiting = [], 0  # told once the rest is done
     with _gallery(settings) as gallery:
-        removed = gallery.remove(name)
-    problem, waiting = None, 0
+        removed = sum(person.templates + person.other_models for person in gallery.people() if person.name == name)
+        try:
+            gallery.remove(name)
+        except TracesLeftError as error:
+            problems.append(str(error))
     try:
         waiting = forget(settings, name)  # also of a name that somebody had before
-    except InputError as error:  # told once the rest is done
-        problem = error
-    if not removed and not waiting and problem is None:
+    except InputError as error:
+        problems.append(str(error))
+    is_gone = not removed and not waiting and not problems
+    is_cleared = _clear_presence(settings, name, only_if_named=is_gone)
+    if is_gone and not is_cleared:
         raise UsageError(f"nobody named {name!r} is enrolled; `edgefer people list` shows who is")
-    _clear_presence(settings, name)
-    print(f"{name}: {removed} face(s)" + (f" and {waiting} waiting event(s)" if waiting else "") + " removed")
-    if problem is not None:
-        raise problem
+    if is_gone:
+        print(f"{name}: the presence that the broker retained is cleared")
+    else:
+        print(f"{name}: {removed} face(s)" + (f" and {waiting} waiting event(s)" if waiting else "") + " removed")
+    if problems:
+        raise InputError("\n".join(problems))
     return 0
 
 
 def rename(settings: Settings, options: argparse.Namespace) -> int:
     """Give a person another name."""
+    name, to = check_name(options.name), check_name(options.to)
     with _gallery(settings) as gallery:
-        gallery.rename(check_name(options.name), options.to)
-    print(f"{options.name} is {options.to} now")
+        gallery.rename(name, to)
+    print(f"{name} is {to} now")
     return 0
 
 
 def merge(settings: Settings, options: argparse.Namespace) -> int:
     """Make one person of two, who keeps the second name."""
+    name, into = check_name(options.name), check_name(options.into)
     with _gallery(settings) as gallery:
-        gallery.merge(check_name(options.name), check_name(options.into))
-    print(f"{options.name} is {options.into} now")
+        gallery.merge(name, into)
+    print(f"{name} is {into} now")
     return 0
 
 
@@ -97,15 +112,15 @@ def import_(settings: Settings, options: argparse.Namespace) -> int:
     """Add people from JSON: an export, or names with their embeddings."""
     embedder = load_embedder(settings)
     try:
-        text = options.file.read_text(encoding="utf-8")
+        text = read_bounded(options.file, MAX_IMPORT_BYTES).decode("utf-8-sig")
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it isn't text in UTF-8"
         raise InputError(f"{options.file}: can't be read: {reason}") from error
+    try:
+        newcomers = read_people(text, embedder.model.card, embedder.size, options.model_id)
+    except InputError as error:
+        raise InputError(f"{options.file}: {error}") from error
     with closing(open_gallery(settings, embedder.model.card, create=True)) as gallery:
-        try:
-            newcomers = read_people(text, embedder.model.card, embedder.size, options.model_id)
-        except InputError as error:
-            raise InputError(f"{options.file}: {error}") from error
         for name, added in gallery.add_people(newcomers).items():
             print(f"{name}: {added} face(s) added")
     return 0
@@ -140,7 +155,13 @@ def _verdict(found: Separation) -> list[str]:
         "closest two people      "
         + (f"{closest.similarity:.3f}  {closest.first} and {closest.second}" if closest else "there are no two"),
         "widest spread           "
-        + (f"{widest.similarity:.3f}  a face of {widest.name}, to the nearest other" if widest else "one face each"),
+        + (
+            f"{widest.similarity:.3f}  a face of {widest.name}, to the nearest other"
+            if widest
+            else "one face each"
+            if found.faces
+            else "there is no face"
+        ),
         "nearest stranger        "
         + (f"{nearest:.3f}  of {found.strangers} seen" if nearest is not None else "none was seen yet"),
     ]
@@ -161,13 +182,27 @@ def _gallery(settings: Settings) -> closing[Gallery]:
     return closing(open_gallery(settings, find_card(settings.identity.model)))
 
 
-def _clear_presence(settings: Settings, name: str) -> None:
-    """Clear the retained presence, which may name somebody who was removed."""
+def _clear_presence(settings: Settings, name: str, *, only_if_named: bool) -> bool:
+    """Clear the retained presence, which may name somebody who was removed; whether that was done.
+
+    Not every user of a broker may read, so it is looked at only where it must not go for another's name.
+    """
     # A running daemon takes the change up within a second, and publishes presence anew.
     if "mqtt" not in settings.sinks.split(",") or is_daemon_there(settings.state_dir):
-        return
+        return False
     topic = f"{settings.mqtt.prefix}/{settings.device}/presence"
     try:
+        if only_if_named and not _is_named(name, read_retained(settings, topic)):
+            return False
         clear_retained(settings, topic)
     except BrokerError as error:
         print(f"edgefer: {error}; if a broker retains {topic} with {name} in it, clear it there", file=sys.stderr)
+        return False
+    return True
+
+
+def _is_named(name: str, presence: bytes) -> bool:
+    try:
+        return name in json.loads(presence)["known"]
+    except (ValueError, LookupError, TypeError):  # no presence of ours, or none at all
+        return False

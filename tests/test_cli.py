@@ -28,6 +28,13 @@ def test_no_command_is_a_usage_error(edgefer):
     assert "COMMAND" in done.stderr
 
 
+@pytest.mark.parametrize("seconds", ["abc", "0", "61", "nan"])
+def test_seconds_that_are_none_are_told(edgefer, seconds):
+    done = edgefer("enroll", "Ada", "--camera", "--seconds", seconds)
+    assert done.returncode == 64
+    assert f"--seconds: '{seconds}' is no number of seconds from 0 to 60\n" in done.stderr
+
+
 def test_settings_show_values_defaults_and_no_secret(edgefer):
     done = edgefer(
         "settings", EDGEFER_MQTT__HOST="broker.local", EDGEFER_MQTT__USERNAME="u", EDGEFER_MQTT__PASSWORD="topsecret"
