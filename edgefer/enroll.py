@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from edgefer.cameras import EndOfStream
 from edgefer.control import ask_for_looks
 from edgefer.errors import CameraError, InputError, UsageError
 from edgefer.gallery import Gallery, Template, check_name, model_id, open_gallery
+from edgefer.gallery_file import DamagedGalleryError
 from edgefer.identify import identity_rule
 from edgefer.latest import Latest
 from edgefer.looks import EVERY_S, Look, look
@@ -37,6 +38,15 @@ class Alike:
     similarity: float
 
 
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """What came of it: faces that are new, faces that were there already, and who else looks like the person."""
+
+    added: int
+    known: int
+    alike: Alike | None
+
+
 def enroll(
     settings: Settings,
     name: str,
@@ -44,8 +54,8 @@ def enroll(
     *,
     ignored: bool = False,
     tell: Callable[[Look], None] | None = None,
-) -> tuple[int, Alike | None]:
-    """Add a person from looks at their face, all at once; how many were used, and who else looks like them.
+) -> Enrolled:
+    """Add a person from looks at their face, all at once.
 
     `tell` is called for each look as it comes. InputError says why no look could be used, or what is wrong with the
     gallery.
@@ -55,21 +65,25 @@ def enroll(
     card = find_card(settings.identity.model)
     used: list[Template] = []
     refused: list[Look] = []
+    # What is wrong is told before anybody is looked at; a damaged file is kept aside once there is something to write.
+    with suppress(DamagedGalleryError), closing(open_gallery(settings, card)) as gallery:
+        gallery.check_kind(name, ignored=ignored)
+    for seen in looks:
+        if tell:
+            tell(seen)
+        if seen.template is None:
+            refused.append(seen)
+        else:
+            used.append(seen.template)
+    if not used:
+        raise InputError(
+            f"no face of {name} could be used ({_summary(refused)}): take pictures of one person, sharp, near and "
+            "from the front"
+        )
     with closing(open_gallery(settings, card, create=True)) as gallery:
-        for seen in looks:
-            if tell:
-                tell(seen)
-            if seen.template is None:
-                refused.append(seen)
-            else:
-                used.append(seen.template)
-        if not used:
-            raise InputError(
-                f"no face of {name} could be used ({_summary(refused)}): take pictures of one person, sharp, near and "
-                "from the front"
-            )
-        gallery.add(name, used, ignored=ignored)
-        return len(used), _alike(gallery, name, used, identity_rule(settings, card).threshold)
+        added = gallery.add(name, used, ignored=ignored)
+        alike = _alike(gallery, name, used, identity_rule(settings, card).threshold)
+    return Enrolled(added, len(used) - added, alike)
 
 
 def look_at_pictures(settings: Settings, paths: Sequence[Path], *, keep: bool = False) -> Iterator[Look]:
@@ -144,11 +158,12 @@ def enroll_command(
         bar.step()
 
     try:
-        used, alike = enroll(settings, name, looks, ignored=ignored, tell=tell)
+        enrolled = enroll(settings, name, looks, ignored=ignored, tell=tell)
     finally:
         bar.clear()
-    print(f"{name}: {used} face(s) enrolled" + (", never to be reported by name" if ignored else ""))
-    if alike is not None:
+    notes = [f", {enrolled.known} there already" * bool(enrolled.known), ", never to be reported by name" * ignored]
+    print(f"{name}: {enrolled.added} face(s) enrolled" + "".join(notes))
+    if (alike := enrolled.alike) is not None:
         print(
             f"edgefer: {name} looks like {alike.name}, who is enrolled too (similarity {alike.similarity:.2f}): if "
             "that is one person, `edgefer people merge`; two who look alike will often be `unknown`",
@@ -206,7 +221,7 @@ def _look_ourselves(settings: Settings, seconds: float, *, keep: bool) -> Iterat
 
 def _look(source: str, image: Image, vision: Vision, *, keep: bool) -> Look:
     assert vision.embedder is not None  # _check_enabled saw to it
-    return look(source, image, vision.detector(image), vision.embedder, keep=keep)
+    return look(source, image, vision.detector(image), vision.detector, vision.embedder, keep=keep)
 
 
 def _summary(refused: Sequence[Look]) -> str:

@@ -7,6 +7,7 @@ import shutil
 import stat
 import threading
 from contextlib import closing
+from dataclasses import replace
 from itertools import chain
 
 import cv2
@@ -21,7 +22,8 @@ from edgefer.__main__ import main
 from edgefer.cameras import sample
 from edgefer.errors import InputError
 from edgefer.gallery import Gallery, Newcomer, Template, model_id, open_gallery
-from edgefer.messages import Box
+from edgefer.looks import only_good_face
+from edgefer.messages import Box, Detection
 from edgefer.settings import load_settings
 from edgefer.vision.card import Crop
 from edgefer.vision.model import find_card
@@ -70,11 +72,30 @@ def enrolled() -> dict[str, int]:
         return {person.name: person.templates for person in opened.people()}
 
 
+def noisy(image: np.ndarray) -> np.ndarray:
+    """As by a sensor in the dusk."""
+    noise = np.random.default_rng(1).normal(0, 8, image.shape)
+    return np.clip(image + noise, 0, 255).astype(np.uint8)
+
+
 def portrait(actor: sample.Actor) -> np.ndarray:
     """The part of a picture that the sample shows: one person."""
     part: Box = actor.part
     left, top = int(part.x), int(part.y)
     return cv2.imread(str(sample.picture_path(actor)))[top : top + int(part.height), left : left + int(part.width)]
+
+
+def test_a_face_that_does_not_stand_upright_is_refused():
+    """Of one upside down, detectors give points that look upright, but are surer of it once it is turned."""
+    image = np.random.default_rng(1).integers(0, 256, (200, 200, 3), np.uint8)
+    points = ((80, 80), (120, 80), (100, 100), (85, 120), (115, 120))
+    face = Detection(Box(50, 50, 100, 100), 0.6, points)
+    assert only_good_face(image, [face], lambda _: [replace(face, score=0.5)])[0] is face
+    with pytest.raises(InputError, match="upside down"):
+        only_good_face(image, [face], lambda _: [replace(face, score=0.9)])
+    leaning = replace(face, landmarks=((80, 70), (120, 90), *points[2:]))
+    with pytest.raises(InputError, match=r"tilted \(by 27 degrees"):
+        only_good_face(image, [leaning], lambda _: [])
 
 
 @needs_pictures
@@ -84,6 +105,10 @@ class TestEnroll:
         with gallery() as opened:
             assert [template.picture for template in opened.templates("Grace")] == [None]
         assert [path.name for path in state.iterdir()] == ["gallery.sqlite3"]
+        again = edgefer("enroll", "Grace", "--images", GRACE, "--keep-images")[1].splitlines()[-1]
+        assert again == "Grace: 0 face(s) enrolled, 1 there already"
+        with gallery() as opened:
+            assert [template.picture is not None for template in opened.templates("Grace")] == [True]
 
     def test_kept_pictures_teach_a_later_model(self, edgefer, state):
         assert edgefer("enroll", "Grace", "--images", GRACE, "--keep-images")[0] == 0
@@ -116,6 +141,8 @@ class TestEnroll:
         assert (identity["status"], identity["name"]) == ("unknown", None)
         assert identity["similarity"] > 0.95
         assert "ignored" in edgefer("people", "list")[1]
+        code, told, errors = edgefer("enroll", "poster", "--images", GRACE)
+        assert (code, told, "poster is ignored" in errors) == (64, "", True), "nobody was looked at"
 
     def test_why_nothing_could_be_used_is_summed_up(self, edgefer, tmp_path):
         folder = tmp_path / "pictures"
@@ -125,8 +152,10 @@ class TestEnroll:
         whole = cv2.imread(str(GRACE))
         cv2.imwrite(str(folder / "tiny.png"), cv2.resize(whole, None, fx=0.15, fy=0.15, interpolation=cv2.INTER_AREA))
         (folder / "torn.jpg").write_bytes(GRACE.read_bytes()[:300])
-        code, told, errors = edgefer("enroll", "Grace", "--images", folder)
-        assert (code, told.count("refused")) == (66, 5)
+        os.mkfifo(tmp_path / "pipe.jpg")
+        code, told, errors = edgefer("enroll", "Grace", "--images", folder, tmp_path / "pipe.jpg")
+        assert (code, told.count("refused")) == (66, 6)
+        assert "pipe.jpg: refused: can't be read: it is no regular file" in told
         assert "3x no face was found" in errors
         assert "px large" in errors
         assert "not a picture" in errors
@@ -140,6 +169,22 @@ class TestEnroll:
         cv2.imwrite(str(tmp_path / "side.png"), np.hstack([image[:, :half], squeezed]))
         _, told, _ = edgefer("enroll", "Grace", "--images", tmp_path / "side.png")
         assert "refused" in told
+
+    @pytest.mark.parametrize(
+        ("spoiled", "why"),
+        [
+            (lambda image: cv2.GaussianBlur(image, (0, 0), 7), "blurred (sharpness 0."),
+            (lambda image: noisy(cv2.GaussianBlur(image, (0, 0), 7)), "blurred (sharpness 0."),
+        ],
+    )
+    def test_what_would_look_like_anybody_is_refused(self, edgefer, spoiled, why):
+        cv2.imwrite("spoiled.png", spoiled(cv2.imread(str(GRACE))))
+        code, told, _ = edgefer("enroll", "Grace", "--images", "spoiled.png")
+        assert (code, f"refused: the face is {why}" in told) == (66, True), told
+
+    def test_noise_is_no_reason_to_refuse(self, edgefer):
+        cv2.imwrite("noisy.png", noisy(cv2.imread(str(GRACE))))
+        assert edgefer("enroll", "Grace", "--images", "noisy.png")[0] == 0
 
     @pytest.mark.parametrize(
         "name", ["O'Hara; DROP TABLE person", "../../etc", "Ælfgifu 李 🙂", "a" * 64, "-- --", "%s{0}"]
@@ -160,6 +205,9 @@ class TestEnroll:
         state.mkdir()
         (state / "gallery.sqlite3").write_bytes(b"damaged" * 100)
         assert edgefer("people", "list")[0] == 66
+        cv2.imwrite("nobody.png", np.full((200, 200, 3), 90, np.uint8))
+        assert edgefer("enroll", "Grace", "--images", "nobody.png")[0] == 66
+        assert [path.name for path in state.iterdir()] == ["gallery.sqlite3"], "there was nothing to write"
         assert edgefer("enroll", "Grace", "--images", GRACE)[0] == 0
         (aside,) = state.glob("gallery.damaged-*")
         assert aside.read_bytes() == b"damaged" * 100
@@ -272,7 +320,7 @@ class TestPeople:
         ]
 
     def test_rename_merge_remove(self, edgefer):
-        assert edgefer("people", "rename", "Ada", "Countess")[:2] == (0, "Ada is Countess now\n")
+        assert edgefer("people", "rename", " Ada", "Countess ")[:2] == (0, "Ada is Countess now\n")
         assert edgefer("people", "merge", "Countess", "Grace")[:2] == (0, "Countess is Grace now\n")
         assert enrolled() == {"Grace": 5, "poster": 1}
         assert edgefer("people", "remove", "Grace")[:2] == (0, "Grace: 5 face(s) removed\n")
@@ -297,7 +345,7 @@ class TestPeople:
 
     def test_the_common_json_is_read_and_made_unit_vectors(self, edgefer, tmp_path):
         long = (7 * faces(3, 8)).tolist()
-        (tmp_path / "others.json").write_text(json.dumps({"Eve": long[0], "Bob": long[1:]}))
+        (tmp_path / "others.json").write_text(json.dumps({"Eve": long[0], "Bob": long[1:]}), encoding="utf-8-sig")
         assert edgefer("people", "import", "others.json", "--model-id", "identity-112")[0] == 0
         with gallery() as opened:
             assert len(opened.templates("Bob")) == 2
@@ -325,6 +373,16 @@ class TestPeople:
             ),
             ('{"schema": "edgefer.people/1", "people": []}', 66, "without its people"),
             (json.dumps({"Eve": [1] * 128, "poster": [1] * 128}), 64, "poster is ignored"),
+            ('{"Eve": [1], "Eve ": [1]}', 66, "bad.json: 'Eve' stands there twice"),
+            ('{"Eve": {"templates": []}}', 66, "Eve: no templates"),
+            ('{"Eve": [[]]}', 66, "Eve: an embedding of 0 values"),
+            ("[" * 100_000, 66, "not JSON: maximum recursion"),
+            (
+                json.dumps({"Eve": {"templates": [{"embedding": [1] * 128, "quality": float("nan"), "enrolled": ""}]}}),
+                66,
+                "Eve: a template has embedding, quality (0 to 1)",
+            ),
+            ("{}", 66, "bad.json: there is nobody in it"),
         ],
     )
     def test_what_cant_be_imported_is_told_and_nothing_of_it_kept(self, edgefer, tmp_path, text, code, told):
@@ -341,6 +399,9 @@ class TestPeople:
         code, _, errors = edgefer("people", "import", "others.json", "--model-id", "facenet")
         assert (code, "EDGEFER_IDENTITY__MODEL" in errors) == (66, True)
         assert edgefer("people", "import", "missing.json")[0] == 66
+        os.mkfifo(tmp_path / "pipe.json")
+        code, _, errors = edgefer("people", "import", "pipe.json")
+        assert (code, "pipe.json: can't be read: it is no regular file" in errors) == (66, True)
 
     def test_embeddings_of_ones_own_model_are_taken_with_that_model(self, edgefer, tmp_path, monkeypatch):
         (tmp_path / "own").mkdir()
@@ -388,6 +449,7 @@ class TestPeople:
         monkeypatch.setenv("EDGEFER_STATE_DIR", str(tmp_path / "empty"))
         code, told, _ = edgefer("people", "check")
         assert (code, "nothing to compare" in told) == (0, True)
+        assert "one face each" not in told
 
     def test_many_people_are_compared_block_by_block(self):
         from edgefer.separation import separation
@@ -419,6 +481,23 @@ class TestPeople:
         publish.single("edgefer/now", "after all that is retained", **broker)
         wait_until(lambda: late.payloads("/now"), "a message")
         assert [message.topic for message in late.messages] == ["edgefer/now"]
+
+    def test_who_was_removed_while_the_broker_was_away_leaves_it_later(
+        self, edgefer, mosquitto, subscribe, monkeypatch
+    ):
+        monkeypatch.setenv("EDGEFER_SINKS", "mqtt")
+        monkeypatch.setenv("EDGEFER_DEVICE", "hall-pi")
+        monkeypatch.setenv("EDGEFER_MQTT__PORT", "1")
+        assert edgefer("people", "remove", "Ada")[0] == 0
+        for variable, value in mosquitto.variables.items():
+            monkeypatch.setenv(variable, value)
+        broker = {"hostname": "localhost", "port": mosquitto.port, "qos": 1}
+        publish.single("edgefer/hall-pi/presence", '{"count": 1, "known": ["Ada"]}', retain=True, **broker)
+        watcher = subscribe(mosquitto)
+        assert edgefer("people", "remove", "Adam")[0] == 64
+        assert edgefer("people", "remove", "Ada")[:2] == (0, "Ada: the presence that the broker retained is cleared\n")
+        watcher.wait_for(lambda messages: [m.payload for m in messages if not m.retained] == [""])
+        assert edgefer("people", "remove", "Ada")[0] == 64
 
     def test_what_can_be_forgotten_is_though_the_waiting_events_cant_be_read(
         self, edgefer, state, mosquitto, subscribe, monkeypatch

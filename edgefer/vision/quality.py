@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import cv2
+import numpy as np
 
 from edgefer.messages import Detection, Face, Frame, Image, Landmarks, Quality, Track
 from edgefer.vision.card import Crop
 from edgefer.vision.preprocess import crop_face
 
-_SIZE = 64
-_CROP = Crop("box", 0.8)  # the face without the edge of hair and background, which is sharp by itself
-_HALF_SHARP = 100.0
-"""The variance of the Laplacian on a 64-pixel face at which sharpness is 0.5: a face of 64 px in fair focus."""
+_SIZE = 80
+_CROP = Crop("box", 0.86)
+"""The face without the edge of hair and background, which is sharp by itself, about as large as in its embedding's
+112 px: blur that is finer than that costs nothing."""
+_NOISE = 1.0
+"""The smoothing, in pixels of the crop, that takes a sensor's noise away, which would pass for detail."""
+_HALF_SHARP = 0.008
+"""Detail, in shares of contrast, at which sharpness is 0.5. A little more blur, and a face begins to lose who it is:
+docs/identity.md has the figures."""
 
 
 class QualityRater:
@@ -30,12 +37,20 @@ class QualityRater:
 
 
 def rate(image: Image, face: Detection) -> Quality:
-    """The quality of a face of a picture (BGR): 30 to 60 microseconds."""
-    crop = cv2.cvtColor(crop_face(image, face, _CROP, _SIZE, _SIZE), cv2.COLOR_BGR2GRAY)
-    _, deviation = cv2.meanStdDev(cv2.Laplacian(crop, cv2.CV_16S))
-    variance = float(deviation[0, 0]) ** 2
+    """The quality of a face of a picture (BGR): 0.2 ms."""
+    crop = cv2.cvtColor(crop_face(image, face, _CROP, _SIZE, _SIZE), cv2.COLOR_BGR2GRAY).astype(np.float32)
+    smooth = cv2.GaussianBlur(crop, (0, 0), _NOISE)
+    _, detail = cv2.meanStdDev(cv2.Laplacian(smooth, cv2.CV_32F))
+    _, contrast = cv2.meanStdDev(smooth)
+    share = float(detail[0, 0]) ** 2 / (float(contrast[0, 0]) ** 2 + 1.0)  # a gray level: no contrast, no face
     frontal = None if face.landmarks is None else frontality(face.landmarks)
-    return Quality(round(face.box.side), variance / (variance + _HALF_SHARP), frontal)
+    return Quality(round(face.box.side), share / (share + _HALF_SHARP), frontal)
+
+
+def tilt(landmarks: Landmarks) -> float:
+    """How far the eyes are off the horizontal, in degrees, either way."""
+    (left_x, left_y), (right_x, right_y) = landmarks[:2]
+    return abs(math.degrees(math.atan2(right_y - left_y, right_x - left_x)))
 
 
 def frontality(landmarks: Landmarks) -> float:
