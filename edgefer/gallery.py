@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgefer.errors import InputError, UsageError
-from edgefer.gallery_file import DamagedGalleryError, GalleryFile
+from edgefer.gallery_file import DamagedGalleryError, GalleryFile, are_units
 from edgefer.settings import Settings
 from edgefer.vision.card import ModelCard
 from edgefer.vision.embedder import Embedding
@@ -216,6 +216,8 @@ class Gallery:
                 size = size or len(newcomer.templates[0].embedding)
                 if any(len(template.embedding) != size for template in newcomer.templates):
                     raise InputError(f"{name}: the model in use gives {size} values a face, not another number")
+                if not are_units(np.stack([template.embedding for template in newcomer.templates])).all():
+                    raise InputError(f"{name}: the model in use gives no vector of length 1 for a face; is it whole?")
                 here = {face: there for there, face in known.get(name, ())}
                 fresh = {template.embedding.astype("<f4").tobytes(): template for template in newcomer.templates}
                 rows = [(number, *self._row(template)) for blob, template in fresh.items() if blob not in here]

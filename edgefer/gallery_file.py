@@ -120,10 +120,8 @@ class GalleryFile:
         if size % 4 or any(len(blob) != size for blob in blobs):
             raise DamagedGalleryError(self.path, "its templates have several sizes")
         faces = np.frombuffer(b"".join(blobs), "<f4").reshape(len(rows), size // 4)
-        with np.errstate(over="ignore", invalid="ignore"):
-            wrong = ~(np.abs(np.linalg.norm(faces, axis=1) - 1) < MAX_LENGTH_ERROR)  # NaN is near nothing
-        if wrong.any():
-            raise DamagedGalleryError(self.path, f"a face of {rows[int(wrong.argmax())][0]} isn't what was enrolled")
+        if not (sound := are_units(faces)).all():
+            raise DamagedGalleryError(self.path, f"a face of {rows[int(sound.argmin())][0]} isn't what was enrolled")
         return [(name, bool(ignored), number) for name, ignored, number, _ in rows], faces
 
     @contextmanager
@@ -267,6 +265,13 @@ class GalleryFile:
 
     def _has_templates(self) -> bool:
         return self._database.execute("SELECT 1 FROM template").fetchone() is not None
+
+
+def are_units(faces: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which of n x size values are vectors of length 1."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        found: NDArray[np.bool_] = np.abs(np.linalg.norm(faces, axis=1) - 1) < MAX_LENGTH_ERROR  # NaN is near nothing
+    return found
 
 
 def _identity(path: Path) -> Identity:

@@ -99,6 +99,8 @@ def test_templates_of_another_length_are_refused(gallery):
     gallery.enroll("Ada", ADA, 1.0)
     with pytest.raises(InputError, match=r"Grace: .* 4 values"):
         gallery.enroll("Grace", direction(1, 0), 1.0)
+    with pytest.raises(InputError, match=r"Grace: .* no vector of length 1"):
+        gallery.enroll("Grace", 0 * GRACE, 1.0)
     assert [p.name for p in gallery.people()] == ["Ada"]
 
 
