@@ -177,7 +177,7 @@ class Connection:
     def read(self, topic: str, patience_s: float) -> bytes:
         """The first message that comes on a topic, empty where none does in that time."""
         found: list[bytes] = []
-        self._client.on_message = lambda _client, _data, message: found.append(message.payload)
+        self._client.on_message = lambda _client, _data, message: found.append(bytes(message.payload))
         self._client.subscribe(topic, qos=1)
         patience_until_s = time.monotonic() + patience_s
         while not found and (left_s := patience_until_s - time.monotonic()) > 0:

@@ -26,7 +26,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from edgefer import __version__
 from edgefer.errors import InputError
 from edgefer.gallery import Template
-from edgefer.looks import EVERY_S, Detect, Look, look
+from edgefer.looks import EVERY_S, Look, look
 from edgefer.messages import Detection, Image
 from edgefer.vision.embedder import Embedding
 
@@ -42,6 +42,8 @@ REQUEST_S, ANSWER_S = 2.0, 5.0
 MAX_CONNECTIONS = 8
 SILENCE_S = 1.0
 """After so long without a frame the one who waits is told so."""
+
+Detect = Callable[[Image], Sequence[Detection]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +128,7 @@ class Control:
             faces = detect(image)
             sitting = self._sitting
             if sitting is not None and self._embed is not None:
-                sitting.show(image, faces, detect, self._embed)
+                sitting.show(image, faces, self._embed)
             return faces
 
         return call
@@ -252,17 +254,11 @@ class _Sitting:
         """How long it has been going on, for people."""
         return f"{time.monotonic() - self._start_s:.1f} s"
 
-    def show(
-        self,
-        image: Image,
-        faces: Sequence[Detection],
-        detect: Detect,
-        embed: Callable[[Image, Detection], Embedding],
-    ) -> None:
+    def show(self, image: Image, faces: Sequence[Detection], embed: Callable[[Image, Detection], Embedding]) -> None:
         """Take a look at a frame, now and then."""
         if time.monotonic() >= self._due_s:
             self._due_s = time.monotonic() + EVERY_S
-            self.looks.put(look(self.clock(), image, faces, detect, embed, keep=self._pictures))
+            self.looks.put(look(self.clock(), image, faces, embed, keep=self._pictures))
 
 
 def _listen(path: Path) -> socket.socket:

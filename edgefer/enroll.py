@@ -40,11 +40,15 @@ class Alike:
 
 @dataclass(frozen=True, slots=True)
 class Enrolled:
-    """What came of it: faces that are new, faces that were there already, and who else looks like the person."""
+    """What came of it: faces that are new, and that were there already; who else looks like the person.
+
+    `unlike` names the looks that are so unlike the person's other faces that they may be somebody else's.
+    """
 
     added: int
     known: int
     alike: Alike | None
+    unlike: list[str]
 
 
 def enroll(
@@ -63,7 +67,7 @@ def enroll(
     name = check_name(name)
     _check_enabled(settings)
     card = find_card(settings.identity.model)
-    used: list[Template] = []
+    used: list[tuple[str, Template]] = []
     refused: list[Look] = []
     # What is wrong is told before anybody is looked at; a damaged file is kept aside once there is something to write.
     with suppress(DamagedGalleryError), closing(open_gallery(settings, card)) as gallery:
@@ -74,16 +78,19 @@ def enroll(
         if seen.template is None:
             refused.append(seen)
         else:
-            used.append(seen.template)
+            used.append((seen.source, seen.template))
     if not used:
         raise InputError(
             f"no face of {name} could be used ({_summary(refused)}): take pictures of one person, sharp, near and "
             "from the front"
         )
     with closing(open_gallery(settings, card, create=True)) as gallery:
-        added = gallery.add(name, used, ignored=ignored)
-        alike = _alike(gallery, name, used, identity_rule(settings, card).threshold)
-    return Enrolled(added, len(used) - added, alike)
+        templates = [template for _, template in used]
+        added = gallery.add(name, templates, ignored=ignored)
+        threshold = identity_rule(settings, card).threshold
+        alike = _alike(gallery, name, templates, threshold)
+        unlike = _unlike(gallery, name, used, threshold / 2)
+    return Enrolled(added, len(used) - added, alike, unlike)
 
 
 def look_at_pictures(settings: Settings, paths: Sequence[Path], *, keep: bool = False) -> Iterator[Look]:
@@ -163,6 +170,12 @@ def enroll_command(
         bar.clear()
     notes = [f", {enrolled.known} there already" * bool(enrolled.known), ", never to be reported by name" * ignored]
     print(f"{name}: {enrolled.added} face(s) enrolled" + "".join(notes))
+    if enrolled.unlike:
+        print(
+            f"edgefer: {', '.join(enrolled.unlike)}: not like the other faces of {name}: somebody else, or upside "
+            "down? If so, `edgefer people remove`, and enrol again without",
+            file=sys.stderr,
+        )
     if (alike := enrolled.alike) is not None:
         print(
             f"edgefer: {name} looks like {alike.name}, who is enrolled too (similarity {alike.similarity:.2f}): if "
@@ -221,7 +234,7 @@ def _look_ourselves(settings: Settings, seconds: float, *, keep: bool) -> Iterat
 
 def _look(source: str, image: Image, vision: Vision, *, keep: bool) -> Look:
     assert vision.embedder is not None  # _check_enabled saw to it
-    return look(source, image, vision.detector(image), vision.detector, vision.embedder, keep=keep)
+    return look(source, image, vision.detector(image), vision.embedder, keep=keep)
 
 
 def _summary(refused: Sequence[Look]) -> str:
@@ -233,6 +246,15 @@ def _summary(refused: Sequence[Look]) -> str:
     listed = sorted(reasons.items(), key=lambda item: -item[1])
     shown = "; ".join(f"{count}x {reason}" if count > 1 else reason for reason, count in listed[:4])
     return shown + ("; and other reasons" if len(listed) > 4 else "") or "there was no look at one"
+
+
+def _unlike(gallery: Gallery, name: str, used: Sequence[tuple[str, Template]], threshold: float) -> list[str]:
+    """The looks that the mean of the person's other faces isn't like."""
+    faces = gallery.embeddings()[name]
+    if len(faces) < 3:  # which of two is the wrong one?
+        return []
+    others = [(source, face.embedding, faces.sum(0) - face.embedding) for source, face in used]
+    return [source for source, face, other in others if face @ other < threshold * np.linalg.norm(other)]
 
 
 def _alike(gallery: Gallery, name: str, used: Sequence[Template], threshold: float) -> Alike | None:

@@ -29,9 +29,6 @@ _PORTRAIT = 2.5
 _PORTRAIT_PX = 640
 
 
-Detect = Callable[[Image], Sequence[Detection]]
-
-
 @dataclass(frozen=True, slots=True)
 class Look:
     """What came of one picture: where it is from, and the template, or why there is none."""
@@ -45,21 +42,20 @@ def look(
     source: str,
     image: Image,
     faces: Sequence[Detection],
-    detect: Detect,
     embed: Callable[[Image, Detection], Embedding],
     *,
     keep: bool,
 ) -> Look:
-    """A look at the faces of a picture (BGR), which `detect` found; `keep` puts a picture of the face beside it."""
+    """A look at the faces of a picture (BGR); `keep` puts a picture of the face beside the template."""
     try:
-        face, quality = only_good_face(image, faces, detect)
+        face, quality = only_good_face(image, faces)
     except InputError as error:
         return Look(source, str(error))
     picture = portrait(image, face) if keep else None
     return Look(source, None, Template(embed(image, face), quality.weight, picture=picture))
 
 
-def only_good_face(image: Image, faces: Sequence[Detection], detect: Detect) -> tuple[Detection, Quality]:
+def only_good_face(image: Image, faces: Sequence[Detection]) -> tuple[Detection, Quality]:
     """The one face of a picture and its quality; InputError says why it is of no use."""
     if len(faces) != 1:
         raise InputError("no face was found" if not faces else f"there are {len(faces)} faces, and whose is meant?")
@@ -72,15 +68,7 @@ def only_good_face(image: Image, faces: Sequence[Detection], detect: Detect) -> 
         raise InputError(f"the face is turned away (frontal {quality.frontal:.2f}, at least {MIN_FRONTAL} is needed)")
     if (points := faces[0].landmarks) is not None and tilt(points) > MAX_TILT:
         raise InputError(f"the head is tilted (by {tilt(points):.0f} degrees, {MAX_TILT:.0f} are too many)")
-    if not _is_upright(image, faces[0], detect):
-        raise InputError("the face is on its side or upside down; turn the picture, or the camera")
     return faces[0], quality
-
-
-def _is_upright(image: Image, face: Detection, detect: Detect) -> bool:
-    """Whether the detector is surer of the face as it is than turned: of one upside down the points look upright."""
-    turns = cv2.ROTATE_180, cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_90_COUNTERCLOCKWISE
-    return all(other.score <= face.score for turn in turns for other in detect(cv2.rotate(image, turn)))
 
 
 def portrait(image: Image, face: Detection) -> bytes:
