@@ -323,6 +323,7 @@ def write_pack(path, fields):
 def test_a_detector_is_measured_beside_another_and_its_card_written(comparing, tmp_path, monkeypatch, capsys):
     """Two plain pictures in each pack: nothing is found, and nothing made up. `far` has no figures in float here."""
     import evaluate
+    from command_line import run
 
     boxes = np.array([[10, 10, 50, 50]] * 2, np.float32)
     write_pack(tmp_path / "faceboxes_dev.npz", {"boxes": boxes, "box_image": [0, 1]})
@@ -336,7 +337,7 @@ def test_a_detector_is_measured_beside_another_and_its_card_written(comparing, t
         (tmp_path / f"{name}.json").write_text(card.to_json())
     near, far = str(tmp_path / "near.json"), str(tmp_path / "far.json")
     monkeypatch.setattr("sys.argv", ["evaluate.py", "detector", near, "--beside", far, "--data", str(tmp_path)])
-    assert evaluate.main() == 0
+    assert run(evaluate.main) == 0
     said = capsys.readouterr().out
     assert "| `near` | 256x192 |" in said
     assert "| `far` | 416x320 |" in said

@@ -140,7 +140,7 @@ def test_a_model_is_measured_on_the_test_faces_of_a_folder_tree(tool, tmp_path, 
     figures = tool("evaluate_emotion").evaluate_emotion(model, tmp_path / "faces")
     assert {(figure.dataset, figure.split) for figure in figures} == {("faces", "test")}
     assert {"accuracy", "macro-F1", "expected calibration error", "recall happy"} <= {f.metric for f in figures}
-    assert (tmp_path / "runs" / "emotion-48-confusion.png").stat().st_size > 1000
+    assert (tmp_path / "runs" / "emotion-48-int8-confusion.png").stat().st_size > 1000
     assert "8 faces" in capsys.readouterr().out
 
 
@@ -152,7 +152,7 @@ def test_a_second_model_of_other_labels_stands_beside_the_first(tool, tmp_path, 
     before = own.with_suffix(".json").read_text(), other.with_suffix(".json").read_text()
     monkeypatch.setattr("sys.argv", ["evaluate.py", "emotion", str(own.with_suffix(".json")), "--data", "faces",
                                      "--beside", str(other.with_suffix(".json"))])  # fmt: skip
-    assert tool("evaluate").main() == 0
+    assert tool("command_line").run(tool("evaluate").main) == 0
     lines = capsys.readouterr().out.splitlines()
     (happy,) = [line for line in lines if "recall happy" in line]
     (fear,) = [line for line in lines if "recall fear" in line]
@@ -166,12 +166,12 @@ def test_confidence_is_fitted_on_a_folder_tree_of_any_labels(tool, tmp_path, mon
     face_files(tmp_path / "faces", {"val/glad": 6, "val/calm": 6, "train/glad": 2, "test/calm": 3})
     card = place(tmp_path, labels=("calm", "glad", "sad")).with_suffix(".json")
     monkeypatch.setattr("sys.argv", ["fit_confidence.py", str(card), "--data", str(tmp_path / "faces")])
-    assert tool("fit_confidence").main() == 0
+    assert tool("command_line").run(tool("fit_confidence").main) == 0
     assert "12 validation faces" in capsys.readouterr().out
     fitted = read_card(card)
     assert 0.3 <= fitted.temperature <= 3
     monkeypatch.setattr("sys.argv", ["fit_confidence.py", str(card), "--data", str(tmp_path / "nowhere")])
-    assert tool("fit_confidence").main() == 66
+    assert tool("command_line").run(tool("fit_confidence").main) == 66
     assert "nowhere isn't there" in capsys.readouterr().err
     assert read_card(card) == fitted
 
@@ -223,7 +223,7 @@ def test_the_shipped_model_on_unseen_faces(tool):
 
     plain = accuracy(fer.images[rows])
     assert plain >= 0.57, "several points under what the card says"
-    assert accuracy(fer.images[rows] // 2) < plain
+    assert accuracy(fer.images[rows] // 6) < plain - 0.1
     assert accuracy(255 - fer.images[rows]) < 0.4
     # A colour frame of a gray picture is that picture.
     assert accuracy(np.repeat(fer.images[rows][..., None], 3, 3)) == plain

@@ -114,7 +114,7 @@ def main() -> None:
     # Validation sees the averaged weights; training goes on from its own.
     fit(model, batches, validation, folder, done, arguments.epochs, [keras.callbacks.SwapEMAWeights()])
     model.save(folder / "model.keras")
-    (folder / "card.json").write_text(card(kept, len(faces)).to_json())
+    (folder / "card.json").write_text(card(kept, len(faces), [path.stem for path in packs]).to_json())
     chosen = np.random.default_rng(arguments.seed).choice(len(faces), min(CALIBRATION_FACES, len(faces)), replace=False)
     np.save(folder / "calibrate.npy", np.stack([faces.picture(int(i)) for i in chosen]))
     print(f"{folder / 'model.keras'}: cosine to the teacher {done[-1]['val_alike']:.4f} on held-out people")
@@ -267,7 +267,7 @@ def compile_for(model: keras.Model, rate: float, steps: int) -> None:
     model.compile(optimizer, away, metrics=[alike], jit_compile=backend.COMPILE)
 
 
-def card(settings: dict[str, Any], learnt: int) -> ModelCard:
+def card(settings: dict[str, Any], learnt: int, packs: list[str]) -> ModelCard:
     """The model's card, before its threshold is fitted and its figures are measured."""
     return ModelCard(
         schema="edgefer.model/1",
@@ -280,7 +280,7 @@ def card(settings: dict[str, Any], learnt: int) -> ModelCard:
         thresholds={"match": 0.5, "margin": 0.05},
         training={
             "command": settings["command"],
-            "data": f"{learnt} aligned faces of CelebA and UTKFace, to the answers of a public MobileFaceNet "
+            "data": f"{learnt} aligned faces ({', '.join(packs)}), to the answers of a public MobileFaceNet "
             "(LFW 99.2 %); random start; the last 25 CelebA people held out",
             "seed": settings["seed"],
         },
