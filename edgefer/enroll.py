@@ -265,5 +265,5 @@ def _alike(gallery: Gallery, name: str, used: Sequence[Template], threshold: flo
     """Who else is so near that they could be taken for one person, the nearest one."""
     faces = np.stack([template.embedding for template in used])
     others = [Alike(other, float((faces @ known.T).max())) for other, known in gallery.embeddings().items()]
-    others = [other for other in others if other.name != check_name(name) and other.similarity >= threshold]
+    others = [other for other in others if other.name != name and other.similarity >= threshold]
     return max(others, key=lambda other: other.similarity, default=None)

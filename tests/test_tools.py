@@ -302,6 +302,7 @@ def test_an_architecture_finds_its_weights(models, tmp_path, capfd):
         (["strange", "--calibrate", "pictures.npy", "--labels", "a,b,c"], 65, "Erfinv"),
         (["tiny.keras", "--calibrate", "pictures.npy", "--labels", "a,b,c", "--min-agreement", "1.01"], 1, "written"),
         (["tiny.keras", "--calibrate", "pictures.npy", "--min-agreement", "97"], 64, "0.97 for 97 %"),
+        (["tiny.keras", "--calibrate", "pictures.npy", "--float-layers", "-1"], 64, "a whole number from 0"),
         (["tiny.keras", "--calibrate", "pictures.npy", "--range", "1", "1"], 64, "--range 1 1"),
         (["tiny.keras", "--calibrate", "pictures.npy", "--precision", "float16", "--io", "uint8"], 64, "--io"),
         (["tiny.keras", "--calibrate", "pictures.npy", "--task", "embedding", "--labels", "a,b"], 64, "has none"),

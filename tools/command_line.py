@@ -32,10 +32,10 @@ def run(command: Callable[[], int | None]) -> int:
         return error.exit_code
 
 
-def count(text: str) -> int:
-    """A whole number from 1."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 1 is wanted")
+def count(text: str, least: int = 1) -> int:
+    """A whole number from `least` on."""
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from {least} is wanted")
     return int(text)
 
 

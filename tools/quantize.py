@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -335,7 +336,11 @@ def _parser() -> argparse.ArgumentParser:
         "--io", choices=get_args(Io), default="int8", help="what an int8 model takes and gives (%(default)s)"
     )
     parser.add_argument(
-        "--float-layers", type=count, default=0, metavar="N", help="leave the N layers that lose most in float"
+        "--float-layers",
+        type=partial(count, least=0),
+        default=0,
+        metavar="N",
+        help="leave the N layers that lose most in float",
     )
     parser.add_argument(
         "--min-agreement", type=float, default=0.97, metavar="SHARE", help="write nothing under it (%(default)s)"

@@ -32,7 +32,7 @@ import numpy as np
 from batches import WORKERS, Batch, Batches, Make
 from command_line import Parser, count, run
 from data import DATA
-from emotion_faces import TRAIN, VOTE_OF, Faces, find_faces, validation_rows
+from emotion_faces import GRAY_48, TRAIN, VOTE_OF, Faces, find_faces, validation_rows
 from emotion_networks import NETWORKS, SIZE, Network
 from emotion_plots import plot_confusion, plot_curves
 from evaluate_emotion import confusion_matrix
@@ -42,11 +42,10 @@ from training import checkpoint, fit, history
 
 from edgefer.errors import InputError
 from edgefer.messages import Image
-from edgefer.vision.card import ModelCard, ModelInput
+from edgefer.vision.card import ModelCard
 from edgefer.vision.model import find_card
 from edgefer.vision.preprocess import normalise
 
-INPUT = ModelInput(width=SIZE, height=SIZE, colour="gray", range=(0.0, 1.0))
 NOT_A_FACE = 9
 LABEL_VOTES = 10.0
 """How many of FER+'s ten votes the original label is worth: what is reported is agreement with the original labels."""
@@ -176,7 +175,7 @@ def soft_targets(faces: Faces) -> Floats:
 
 def as_input(images: Image) -> Floats:
     """Pixels, n x 48 x 48, as the model takes them: n x 48 x 48 x 1, in its range."""
-    return normalise(images[..., None], INPUT)
+    return normalise(images[..., None], GRAY_48)
 
 
 def maker(images: Image, targets: Floats) -> Make:
@@ -305,7 +304,7 @@ def card(arguments: argparse.Namespace, network: Network, faces: Faces, trained_
         version=f"{date.today():%Y.%m}",  # whose month it is doesn't matter
         task="emotion",
         decoder="softmax",
-        input=INPUT,
+        input=GRAY_48,
         crop=find_card("emotion-48").crop,
         labels=faces.names,
         training={
