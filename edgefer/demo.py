@@ -148,10 +148,10 @@ def embedded_broker() -> Iterator[int]:
 class Viewer:
     """An MQTT subscriber that prints the face events of one device, as it receives them.
 
-    When nobody reads what it prints any more, it sets `stop`.
+    When nobody reads what it prints any more, it asks for a stop.
     """
 
-    def __init__(self, settings: Settings, stop: threading.Event, *, as_json: bool) -> None:
+    def __init__(self, settings: Settings, stop: service.Stop, *, as_json: bool) -> None:
         self.events = 0
         self._settings = settings
         self._stop = stop
@@ -205,7 +205,7 @@ class Viewer:
         try:
             print(message.payload.decode() if self._as_json else self._line(event), flush=True)
         except BrokenPipeError:  # `edgefer demo | head`
-            self._stop.set()
+            self._stop.asked = True
 
     def _line(self, event: dict[str, Any]) -> str:
         identity, emotion, box = event["identity"], event["emotion"], event["bbox"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import signal
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -46,8 +46,18 @@ CLOSE_SINKS_S, CLOSE_CAMERA_S = 0.5, 0.3
 """How long what waits may take to go out at stop, and then the camera to close (a Pi's takes 0.2 to 0.4 s)."""
 
 
-def run(settings: Settings, stop: threading.Event, root: Path = machine.ROOT) -> Totals:
-    """Run until `stop` is set or a file is played to its end; the camera and the broker may come and go meanwhile.
+@dataclass(slots=True)
+class Stop:
+    """Whether the daemon is to end.
+
+    No threading.Event: its lock isn't for a signal's handler, which may have interrupted whoever holds it.
+    """
+
+    asked: bool = False
+
+
+def run(settings: Settings, stop: Stop, root: Path = machine.ROOT) -> Totals:
+    """Run until a stop is asked for or a file has ended; the camera and the broker may come and go meanwhile.
 
     `root` is where the machine's own files are, /proc and /sys.
     """
@@ -124,17 +134,17 @@ def watch(
     sinks: Sequence[Sink],
     manager: ServiceManager,
     read_machine: Callable[[], machine.MachineState],
-    stop: threading.Event,
+    stop: Stop,
 ) -> None:
     """Take frame after frame through the pipeline to the sinks, and tell how it goes."""
     ready = False
     thermostat = Thermostat()
     machine_state, looked_s = read_machine(), time.monotonic()
-    while not stop.is_set():
+    while not stop.asked:
         if time.monotonic() - looked_s > LOOK_EVERY_S:
             machine_state, looked_s = read_machine(), time.monotonic()
         thermostat.note(machine_state)
-        stop.wait(thermostat.pause_s())
+        time.sleep(thermostat.pause_s())
         try:
             frame = camera.next(TICK_S)
         except EndOfStream:
@@ -184,14 +194,14 @@ def _opened(sinks: Sequence[Sink]) -> Iterator[Sequence[Sink]]:
 
 
 @contextmanager
-def stopped_by_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set; a second signal ends the process at once."""
-    stop = threading.Event()
+def stopped_by_signals() -> Iterator[Stop]:
+    """A stop that SIGTERM and SIGINT ask for; a second signal ends the process at once."""
+    stop = Stop()
 
     def ask(number: int, _: object) -> None:
-        log.info("%s: stopping", signal.Signals(number).name)
-        stop.set()
+        stop.asked = True
         signal.signal(number, signal.SIG_DFL)
+        log.info("%s: stopping", signal.Signals(number).name)
 
     former = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

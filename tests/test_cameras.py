@@ -745,6 +745,29 @@ def test_only_cameras_are_found(tmp_path):
     assert v4l2.find_cameras(nodes, devices) == [f"v4l2://{devices}/video2", f"v4l2://{devices}/video12"]
 
 
+def test_a_webcam_that_is_unplugged_while_its_name_is_looked_up_has_none_or_its_own(tmp_path):
+    node, names = tmp_path / "video0", tmp_path / "by-id"
+    node.touch()
+    names.mkdir()
+    mine = names / "usb-mine-index0"
+    (names / "usb-another-index0").symlink_to(tmp_path / "gone")
+    tried = threading.Event()
+
+    def plug_in_and_out() -> None:
+        while not tried.is_set():
+            mine.symlink_to(node)
+            mine.unlink()
+
+    hand = threading.Thread(target=plug_in_and_out)
+    hand.start()
+    try:
+        found = {v4l2.lasting_name(parse_uri(f"v4l2://{node}"), names) for _ in range(2000)}
+    finally:
+        tried.set()
+        hand.join()
+    assert found == {None, mine}
+
+
 def test_auto_takes_the_first_camera_and_says_so_where_there_is_none(monkeypatch):
     for module in (v4l2, picamera2, gstreamer):
         monkeypatch.setattr(module, "find_cameras", list)

@@ -346,9 +346,10 @@ def test_a_webcam_is_found_again_under_another_number(watch, impatient, monkeypa
     opened: list[str] = []
 
     def open_it(uri, *_):
-        if not Path(uri.location).exists():
-            raise CameraError(f"{uri.location} isn't there")
-        opened.append(str(Path(uri.location).resolve()))
+        try:
+            opened.append(str(Path(uri.location).resolve(strict=True)))
+        except OSError as error:
+            raise CameraError(f"{uri.location} isn't there") from error
         return synthetic.SyntheticCamera(width=64, height=64, fps=200, fail_after=3)
 
     monkeypatch.setattr(latest, "open_camera", open_it)

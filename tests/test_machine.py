@@ -178,7 +178,7 @@ def test_the_daemon_slows_down_on_a_hot_machine_says_so_and_comes_back(
     state_dir = tmp_path / "state"
     settings = mosquitto.settings().model_copy(update={"camera": "synthetic://?fps=20", "state_dir": state_dir})
     subscriber = subscribe(mosquitto)
-    stop = threading.Event()
+    stop = service.Stop()
     daemon = threading.Thread(target=service.run, args=(settings, stop, root.path))
     daemon.start()
 
@@ -194,5 +194,5 @@ def test_the_daemon_slows_down_on_a_hot_machine_says_so_and_comes_back(
         )
         assert cool["status"] == "ok"
     finally:
-        stop.set()
+        stop.asked = True
         daemon.join(30)

@@ -254,7 +254,7 @@ def test_a_daemon_that_stops_at_once_keeps_nothing_of_who_was_removed(edgefer, s
     for name, value in {"SINKS": "mqtt", "MQTT__PORT": str(free_port()), "CAMERA": "sample://?loop=1"}.items():
         monkeypatch.setenv(f"EDGEFER_{name}", value)
     monkeypatch.setenv("EDGEFER_EVENTS__INTERVAL_S", "0.1")
-    stop = threading.Event()
+    stop = service.Stop()
     daemon = threading.Thread(target=service.run, args=(load_settings(), stop))
     daemon.start()
 
@@ -266,7 +266,7 @@ def test_a_daemon_that_stops_at_once_keeps_nothing_of_who_was_removed(edgefer, s
         with gallery() as opened:
             opened.remove("Grace")
     finally:
-        stop.set()
+        stop.asked = True
         daemon.join(30)
     assert not daemon.is_alive()
     assert not waits()
@@ -285,7 +285,7 @@ def test_who_is_removed_while_the_camera_is_silent_leaves_without_a_name(edgefer
         "CAMERA": f"faulty://{camera}?show=sample",
     }.items():
         monkeypatch.setenv(f"EDGEFER_{name}", value)
-    stop = threading.Event()
+    stop = service.Stop()
     daemon = threading.Thread(target=service.run, args=(load_settings(), stop))
     daemon.start()
 
@@ -299,7 +299,7 @@ def test_who_is_removed_while_the_camera_is_silent_leaves_without_a_name(edgefer
             opened.remove("Grace")
         wait_until(lambda: "; 0 in view" in caplog.text, "everybody to have left")
     finally:
-        stop.set()
+        stop.asked = True
         daemon.join(30)
     assert caplog.text.index("somebody who was forgotten") < caplog.text.index("; 0 in view")
     assert b'"event":"left"' in stored()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -65,8 +66,10 @@ def lasting_name(uri: CameraUri, names: Path = LASTING_NAMES) -> Path | None:
     """The name that a USB camera keeps when it comes back as another /dev/videoN; None where it has none."""
     if uri.scheme != "v4l2":
         return None
-    node = Path(uri.location).resolve()
-    return next((link for link in sorted(names.glob("*")) if link.resolve() == node), None)
+    node = Path(uri.location)
+    with contextlib.suppress(OSError):  # where a camera is being unplugged, links go while they are read
+        return next((link for link in sorted(names.glob("*")) if link.exists() and link.samefile(node)), None)
+    return None
 
 
 def found_again(uri: CameraUri, name: Path | None) -> CameraUri:
