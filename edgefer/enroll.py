@@ -8,7 +8,6 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from edgefer import analyze, service
@@ -21,7 +20,7 @@ from edgefer.identify import identity_rule
 from edgefer.latest import Latest
 from edgefer.looks import EVERY_S, Look, look
 from edgefer.messages import Image
-from edgefer.pictures import list_pictures, read_picture
+from edgefer.pictures import decode, list_pictures, read_picture
 from edgefer.settings import Settings
 from edgefer.vision import Vision, load_vision
 from edgefer.vision.model import find_card
@@ -123,8 +122,10 @@ def relearn(settings: Settings) -> Iterator[tuple[str, Look]]:
     renewed: list[tuple[int, Template]] = []
     with closing(open_gallery(settings, find_card(settings.identity.model))) as gallery:
         for number, name, picture in gallery.outdated_pictures():
-            image = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
-            assert image is not None, "a picture of ours"
+            image = decode(picture)
+            if image is None:
+                yield name, Look("a kept picture", "the kept picture can't be read any more: enrol another")
+                continue
             seen = _look("a kept picture", image, vision, keep=False)
             if seen.template is not None:
                 renewed.append((number, replace(seen.template, picture=picture)))

@@ -40,14 +40,20 @@ def read_picture(path: Path) -> Image:
     """A picture, BGR, turned upright as its EXIF data says; InputError when it can't be read."""
     try:
         # Not imread: it ends the process over a name that isn't UTF-8.
-        data = np.frombuffer(read_bounded(path, MAX_BYTES), np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        data = read_bounded(path, MAX_BYTES)
+        image = decode(data)
     except OSError as error:
         raise InputError(f"{path}: can't be read: {error.strerror}") from error
     except cv2.error as error:
         raise InputError(f"{path}: larger than what can be read; make it smaller") from error
     if image is None:
-        raise InputError(f"{path}: not a picture that can be read ({data.size} bytes); is it whole?")
+        raise InputError(f"{path}: not a picture that can be read ({len(data)} bytes); is it whole?")
+    return image
+
+
+def decode(data: bytes) -> Image | None:
+    """The picture, BGR, in a file's bytes; None where they are none."""
+    image: Image | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     return image
 
 

@@ -114,14 +114,17 @@ class TestEnroll:
         with closing(Gallery(state, "an older model", create=True)) as older:
             older.add("Ada", [Template(faces(1)[0], 1.0)])
             older.add("Eve", [Template(faces(1)[0], 1.0, picture=template.picture)])
+            older.add("Ida", [Template(faces(1)[0], 1.0, picture=b"damaged")])
         assert edgefer("people", "list")[1].splitlines()[1].split("  ")[-1] == "1 face(s) of another model"
         code, told, _ = edgefer("people", "relearn")
-        assert (code, told) == (0, "Eve: learned anew\n")
+        damaged = "Ida: refused: the kept picture can't be read any more: enrol another"
+        assert (code, told.splitlines()) == (0, ["Eve: learned anew", damaged])
         with gallery() as opened:
             (anew,) = opened.templates("Eve")
             assert anew.picture == template.picture
             assert float(anew.embedding @ template.embedding) > 0.8
-            assert {person.name: person.other_models for person in opened.people()} == {"Ada": 1, "Eve": 0, "Grace": 0}
+            left = {person.name: person.other_models for person in opened.people()}
+            assert left == {"Ada": 1, "Eve": 0, "Grace": 0, "Ida": 1}
 
     def test_a_picture_of_somebody_else_is_noticed(self, edgefer, tmp_path):
         for number, light in enumerate((0.9, 1.0, 1.1)):

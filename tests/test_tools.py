@@ -428,7 +428,7 @@ def test_faces_come_from_a_tree_as_the_model_takes_them(tmp_path):
 
     red = np.full((9, 9, 3), (0, 0, 255), np.uint8)
     for name in ("train/happy/1.png", "train/sad/2.png", "train/sad/._2.png", "train/.ipynb_checkpoints/3.png",
-                 "screenshots/4.png"):  # fmt: skip
+                 "train/sad/.ipynb_checkpoints/5.png", "screenshots/4.png"):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(tmp_path / name), red)
     faces = load_faces(tmp_path)

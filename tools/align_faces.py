@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from command_line import Parser, run
-from data import DATA, pictures_below
+from data import DATA, some_pictures_below
 from tqdm import tqdm
 
 from edgefer.messages import Image, Landmarks
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
     parser.add_argument("--min-score", type=float, default=0.7, help="of YuNet, 0..1 (%(default)s)")
     arguments = parser.parse_args()
-    paths = pictures_below(arguments.folder)
+    paths = some_pictures_below(arguments.folder)
     yunet = arguments.data / "peers" / "yunet_n_640_640.onnx"
     detector = cv2.FaceDetectorYN.create(str(yunet), "", (SIDE, SIDE), score_threshold=arguments.min_score)
     jpegs = []

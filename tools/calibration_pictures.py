@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data import Pack
+from data import Pack, pictures_below
 from emotion_faces import TEST, TRAIN, VALIDATION, at_size, labelled_files, load_faces
 from numpy.typing import NDArray
 
 from edgefer.errors import InputError
 from edgefer.messages import Image
-from edgefer.pictures import is_picture, read_picture
+from edgefer.pictures import read_picture
 from edgefer.vision.card import ModelInput, Task
 from edgefer.vision.preprocess import letterbox
 
@@ -111,7 +111,7 @@ def _from_folder(folder: Path) -> Source:
         usage = np.array([split for split, _, _ in labelled], np.uint8)
         labels = np.array([names.index(label) for _, label, _ in labelled], np.intp)
         return Source(lambda row: read_picture(labelled[row][2]), usage, labels, names)
-    files = sorted(file for file in folder.rglob("*") if is_picture(file))
+    files = pictures_below(folder)
     return Source(lambda row: read_picture(files[row]), np.full(len(files), TRAIN, np.uint8))
 
 

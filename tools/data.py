@@ -40,11 +40,19 @@ class Pack:
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """The pictures in a folder, in any depth of folders; ends the tool where there is none."""
-    paths = sorted(path for path in folder.rglob("*") if is_picture(path))
-    if not paths:
-        raise InputError(f"{folder} holds no picture ({', '.join(SUFFIXES)})")
-    return paths
+    """The pictures in a folder, in any depth of folders, in order; hidden folders and files are passed over."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if is_picture(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def some_pictures_below(folder: Path) -> list[Path]:
+    """The same; InputError where there is none."""
+    if paths := pictures_below(folder):
+        return paths
+    raise InputError(f"{folder} holds no picture ({', '.join(SUFFIXES)})")
 
 
 def open_pack(path: Path) -> Pack:

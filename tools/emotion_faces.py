@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data import Fer2013, load_fer2013
+from data import Fer2013, load_fer2013, pictures_below
 from numpy.typing import NDArray
 
 from edgefer.errors import InputError
 from edgefer.messages import Image
-from edgefer.pictures import is_picture, read_picture
+from edgefer.pictures import read_picture
 from edgefer.vision.card import ModelInput
 from edgefer.vision.preprocess import to_colour, warp
 
@@ -133,9 +133,8 @@ def labelled_files(folder: Path) -> Iterator[tuple[int, str, Path]]:
     splits = [top for top in tops if top.name.lower() in SPLITS]
     labels = [(SPLITS[top.name.lower()], label) for top in splits for label in _folders(top)]
     for split, label in labels or [(TRAIN, top) for top in tops]:
-        for file in sorted(label.rglob("*")):
-            if is_picture(file):
-                yield split, label_name(label.name), file
+        for file in pictures_below(label):
+            yield split, label_name(label.name), file
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from command_line import Parser, count, run
-from data import pictures_below
+from data import some_pictures_below
 
 from edgefer.errors import InputError
 from edgefer.looks import MIN_SHARPNESS
@@ -45,7 +45,7 @@ def main() -> None:
     embedder = Embedder(Model(find_model("identity-112"), "embedding"))
     rng = np.random.default_rng(1)
     measured: dict[str, list[tuple[float, float]]] = {}
-    for path in rng.permutation(np.array(pictures_below(arguments.folder)))[: arguments.limit]:
+    for path in rng.permutation(np.array(some_pictures_below(arguments.folder)))[: arguments.limit]:
         image = read_picture(path)
         faces = detector(image)
         if len(faces) == 1:

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from command_line import Parser, run
-from data import DATA, pictures_below
+from data import DATA, some_pictures_below
 from detector_scenes import Floats, sizes_of
 from peer_detectors import Detect, Scrfd, YuNet
 from tqdm import tqdm
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
     parser.add_argument("--limit", type=int, help="pictures to take at random; all unless given")
     arguments = parser.parse_args()
-    paths = pictures_below(arguments.folder)
+    paths = some_pictures_below(arguments.folder)
     chosen = np.random.default_rng(0).permutation(len(paths))[: arguments.limit]
     peers = arguments.data / "peers"
     scrfd = Scrfd(peers / "scrfd_2.5g_kps", SIDE, MIN_SCORE)
