@@ -140,7 +140,8 @@ class Control:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread
             self._socket.close()
-            self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._path.unlink()
 
     def _run(self, listening: socket.socket) -> None:
         while not self._stop.is_set():
@@ -150,10 +151,15 @@ class Control:
                 if not self._stop.wait(0.1):  # a lack of descriptors may pass
                     log.debug("control: %s", error)
                 continue
-            if self._room.acquire(blocking=False):
-                threading.Thread(target=self._serve, args=(connection,), name="control request", daemon=True).start()
-            else:
+            if not self._room.acquire(blocking=False):
                 connection.close()
+                continue
+            try:
+                threading.Thread(target=self._serve, args=(connection,), name="control request", daemon=True).start()
+            except RuntimeError as error:  # short of memory or of threads, which passes
+                log.debug("control: %s", error)
+                connection.close()
+                self._room.release()
 
     def _serve(self, connection: socket.socket) -> None:
         try:
@@ -329,6 +335,7 @@ def _connected(path: Path) -> socket.socket | None:
 
 def _read_looks(connection: socket.socket) -> Iterator[Look]:
     with connection:
+        connection.settimeout(ANSWER_S)  # for each look anew
         buffered = connection.makefile("rb")
         while True:
             try:

@@ -205,7 +205,7 @@ class Viewer:
         try:
             print(message.payload.decode() if self._as_json else self._line(event), flush=True)
         except BrokenPipeError:  # `edgefer demo | head`
-            self._stop.asked = True
+            self._stop.asked_by = "nobody reads what the demo prints"
 
     def _line(self, event: dict[str, Any]) -> str:
         identity, emotion, box = event["identity"], event["emotion"], event["bbox"]

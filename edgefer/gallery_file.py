@@ -89,7 +89,8 @@ class GalleryFile:
     @property
     def is_current(self) -> bool:
         """Whether the path still leads to the file that was opened."""
-        return _identity(self.path) == self._identity
+        with self.errors():
+            return _identity(self.path) == self._identity
 
     @property
     def changes(self) -> int:

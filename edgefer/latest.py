@@ -15,7 +15,7 @@ from typing import Literal
 import cv2
 
 from edgefer.cameras import EndOfStream, Picture, open_camera, parse_uri, v4l2
-from edgefer.errors import CameraError, EdgeferError
+from edgefer.errors import CameraError, InputError
 from edgefer.messages import Frame, Image
 from edgefer.pulse import Pulse
 from edgefer.settings import FrameSettings
@@ -121,7 +121,10 @@ class Latest:
             self._opened_s = math.inf
             try:
                 self._capture()
-            except CameraError as error:
+            except (EndOfStream, InputError) as end:
+                self._finish(end)
+                return
+            except OSError as error:  # a CameraError, or the machine is short of something, which passes
                 if self._stop.is_set():
                     return
                 if time.monotonic() - self._opened_s > LAST_RETRY_S:
@@ -130,9 +133,6 @@ class Latest:
                 self._pulse.expect_within(2 * retry_s)
                 self._stop.wait(retry_s * random.uniform(0.8, 1.2))  # noqa: S311  # jitter, not a secret
                 retry_s = min(2 * retry_s, LAST_RETRY_S)
-            except (EndOfStream, EdgeferError) as end:
-                self._finish(end)
-                return
             except Exception as error:  # a thread's edge: whatever it is, `next` raises it
                 self._finish(error)
                 return
@@ -210,7 +210,7 @@ class Latest:
         elif trouble is None and former is not None and self._number > 0:
             log.info("the camera is back")
 
-    def _lost(self, code: Code, error: CameraError, retry_s: float) -> None:
+    def _lost(self, code: Code, error: Exception, retry_s: float) -> None:
         with self._changed:
             former, self._trouble = self._trouble, (code, str(error))
         # Once a problem is told, a person at the log needs no repetition.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -70,7 +71,8 @@ class RateLimit(logging.Filter):
         if count == BURST:  # perhaps no other follows the burst
             timer = threading.Timer(BURST_S - (record.created - since_s), self._sum_up, (place, since_s, record))
             timer.daemon = True
-            timer.start()
+            with contextlib.suppress(RuntimeError):  # short of memory or of threads: a later line sums up
+                timer.start()
         return count < BURST
 
     def _sum_up(self, place: _Place, since_s: float, record: logging.LogRecord) -> None:

@@ -29,8 +29,8 @@ FORGETTING_S = 5.0
 """Somebody who was forgotten may still be recognised for a moment, until the gallery is read again."""
 WRITE_S = 30.0
 """A look at the store that takes longer hangs: waiting for another process and a tired SD card take less."""
-CLOSE_S = 2.0
-"""How long the last write may take."""
+CLOSE_S = 4.0
+"""How long the last write may take: it syncs a new file eight times, each of which may take a tired SD card 0.25 s."""
 
 
 @dataclass(frozen=True, slots=True)

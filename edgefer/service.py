@@ -48,12 +48,12 @@ CLOSE_SINKS_S, CLOSE_CAMERA_S = 0.5, 0.3
 
 @dataclass(slots=True)
 class Stop:
-    """Whether the daemon is to end.
+    """Who asked the daemon to end, if anybody has.
 
     No threading.Event: its lock isn't for a signal's handler, which may have interrupted whoever holds it.
     """
 
-    asked: bool = False
+    asked_by: str | None = None
 
 
 def run(settings: Settings, stop: Stop, root: Path = machine.ROOT) -> Totals:
@@ -140,7 +140,7 @@ def watch(
     ready = False
     thermostat = Thermostat()
     machine_state, looked_s = read_machine(), time.monotonic()
-    while not stop.asked:
+    while stop.asked_by is None:
         if time.monotonic() - looked_s > LOOK_EVERY_S:
             machine_state, looked_s = read_machine(), time.monotonic()
         thermostat.note(machine_state)
@@ -164,6 +164,7 @@ def watch(
         # A camera that isn't there is no reason for systemd to wait, nor to start us again.
         ready = ready or frame is not None or state.is_blind
         manager.tell(health.summary(pipeline.report.count), ready=ready, hung=hung_stages(state, sink_states))
+    log.info("%s: stopping", stop.asked_by)
 
 
 def hung_stages(camera: CameraState, sinks: Sequence[SinkState]) -> list[str]:
@@ -199,9 +200,8 @@ def stopped_by_signals() -> Iterator[Stop]:
     stop = Stop()
 
     def ask(number: int, _: object) -> None:
-        stop.asked = True
+        stop.asked_by = signal.Signals(number).name
         signal.signal(number, signal.SIG_DFL)
-        log.info("%s: stopping", signal.Signals(number).name)
 
     former = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

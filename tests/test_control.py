@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import cv2
@@ -125,6 +126,29 @@ def test_who_says_nothing_is_not_waited_for(serve, folder, tmp_path, monkeypatch
         connection.sendall(b'{"ask"')
         assert "no whole line came" in json.loads(answer.readline())["problem"]
     wait_until(lambda: is_daemon_there(tmp_path), "the next to be served")
+
+
+def test_each_look_may_take_its_time_however_late_the_first_answer_was(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(control, "ANSWER_S", 2.0)
+    state = {"edgefer": "1", "state_dir": str(tmp_path), "model": MODEL}
+    folder.mkdir()
+
+    def daemon() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(4096)
+            for late_s, line in ((1.6, state), (1.2, {"refused": "no face"}), (0.0, {"done": True})):
+                time.sleep(late_s)
+                connection.sendall(json.dumps(line).encode() + b"\n")
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(folder / NAME))
+        listening.listen()
+        hand = threading.Thread(target=daemon)
+        hand.start()
+        looks = list(ask_for_looks(tmp_path, MODEL, 1.0, keep=False))
+        hand.join()
+    assert [look.refused for look in looks] == ["no face"]
 
 
 def test_one_person_is_looked_at_at_a_time(serve, folder):

@@ -47,7 +47,10 @@ class Home:
     def start(self, *arguments: str, blocked: str = "", stdout: int = subprocess.PIPE, **variables: str):
         """A demo's process; `blocked` is a package that it finds not installed."""
         block = f"sys.modules[{blocked!r}] = None; " if blocked else ""
-        code = f"import sys; {block}from edgefer.__main__ import main; sys.exit(main(['demo', *sys.argv[1:]]))"
+        # Its broker shares its processor: on a busy machine the last messages take their time.
+        patience = "from edgefer import service; service.CLOSE_SINKS_S = 20.0; "
+        main = "from edgefer.__main__ import main; sys.exit(main(['demo', *sys.argv[1:]]))"
+        code = f"import sys; {block}{patience}{main}"
         return subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
             cwd=self.folder,

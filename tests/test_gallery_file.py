@@ -132,6 +132,19 @@ class TestDamage:
             assert "damaged" in daemons.problem
             assert daemons.match(faces(2)[1]).name == "Person 1"
 
+    def test_people_who_were_loaded_stay_known_while_the_state_folder_cannot_be_read(self, tmp_path):
+        fill(tmp_path / "state", 2)
+        with closing(Gallery(tmp_path / "state", MODEL)) as daemons:
+            (tmp_path / "state").rename(tmp_path / "away")
+            (tmp_path / "state").touch()
+            assert not daemons.refresh()
+            assert "Not a directory; EDGEFER_STATE_DIR must be a folder" in daemons.problem
+            assert daemons.match(faces(2)[1]).name == "Person 1"
+            (tmp_path / "state").unlink()
+            (tmp_path / "away").rename(tmp_path / "state")
+            daemons.refresh()
+            assert daemons.problem is None
+
     def test_people_who_were_loaded_stay_known_when_a_face_is_damaged_later(self, tmp_path):
         fill(tmp_path, 10)
         with closing(Gallery(tmp_path, MODEL)) as daemons:

@@ -1,5 +1,6 @@
 """The newest frame: what is dropped and what never, what a lost camera does, and that stopping always works."""
 
+import errno
 import logging
 import threading
 import time
@@ -149,6 +150,18 @@ def test_the_same_problem_is_logged_once(watch, impatient, caplog):
         "DEBUG",
         "DEBUG",
     ]
+
+
+def test_a_machine_that_is_short_of_something_has_lost_its_camera_for_a_while(watch, impatient, monkeypatch):
+    open_it, lacks = latest.open_camera, [OSError(errno.EMFILE, "Too many open files")]
+
+    def lacking(*arguments):
+        if lacks:
+            raise lacks.pop()
+        return open_it(*arguments)
+
+    monkeypatch.setattr(latest, "open_camera", lacking)
+    assert next_frame(watch("synthetic://")).number == 0
 
 
 def test_a_camera_that_comes_later_is_found(watch, impatient, monkeypatch):

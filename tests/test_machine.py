@@ -194,5 +194,5 @@ def test_the_daemon_slows_down_on_a_hot_machine_says_so_and_comes_back(
         )
         assert cool["status"] == "ok"
     finally:
-        stop.asked = True
+        stop.asked_by = "the test"
         daemon.join(30)

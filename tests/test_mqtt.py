@@ -199,7 +199,7 @@ def test_being_on_the_way_to_the_broker_is_no_problem_until_it_takes_long(open_s
 
 def test_a_loss_that_the_first_retry_mends_is_logged_and_no_problem(mosquitto, open_sink, cable, monkeypatch, caplog):
     monkeypatch.setattr(mqtt_module, "LAST_RETRY_S", 0.0)  # so long a connection has stood that is usually well
-    monkeypatch.setattr(mqtt_module, "FIRST_RETRY_S", 1.0)
+    monkeypatch.setattr(mqtt_module, "FIRST_RETRY_S", 3.0)
     laid = cable(mosquitto.port)
     sink = open_sink(mosquitto.settings(port=laid.port))
     wait_connected(sink)
@@ -558,7 +558,8 @@ def test_an_older_broker_is_spoken_to_in_its_own_version(mosquitto, subscribe, o
 @pytest.mark.parametrize(
     ("connack", "window"), [(b"\x20\x06\x00\x00\x03\x21\x00\x03", 3), (b"\x20\x03\x00\x00\x00", 20)]
 )
-def test_no_more_is_on_its_way_than_the_broker_wants(connack, window, open_sink):
+def test_no_more_is_on_its_way_than_the_broker_wants(connack, window, open_sink, monkeypatch):
+    monkeypatch.setattr(broker_module, "STALL_S", PATIENCE_S)
     received = bytearray()
 
     def take_everything_and_acknowledge_nothing() -> None:

@@ -115,6 +115,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     """A state folder; events that wait are written there at once, and an empty file goes at once."""
     monkeypatch.setattr(outbox_module, "KEPT_AFTER_S", 0.05)
     monkeypatch.setattr(outbox_module, "EMPTY_FOR_S", 0.1)
+    monkeypatch.setattr(outbox_module, "CLOSE_S", PATIENCE_S)
     return tmp_path / "state"
 
 
@@ -356,13 +357,13 @@ def test_an_outage_is_logged_once_for_each_of_its_reasons_and_so_is_its_end(tmp_
     assert told[-1][1] == f"{folder / FILE} can be written again"
 
 
-def test_a_full_disk_keeps_events_in_memory_until_there_is_room(folder, open_outbox):
+def test_a_full_disk_keeps_events_in_memory_until_there_is_room(folder, open_outbox, caplog):
     outbox = open_outbox()
     put(outbox, 1)
     wait_for_rows(folder, 1)
     outbox._store._database.execute("PRAGMA max_page_count = 8")
     put(outbox, *range(2, 60))
-    wait_until(lambda: "full" in (outbox.problem or ""), "the problem")
+    wait_until(lambda: "full" in caplog.text, "the problem")
     assert outbox.counts == EventCounts(waiting=59)
     wait_for_rows(folder, 59)  # the limit went with the connection
     wait_until(lambda: outbox.problem is None, "the problem's end")

@@ -6,9 +6,10 @@ import pty
 import shutil
 import stat
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -250,6 +251,15 @@ class TestEnroll:
         assert (code, "/dev/video97" in errors) == (74, True)
 
 
+def stored_events(state: Path) -> bytes:
+    """The bytes of the files in which events wait, while the daemon makes and removes some."""
+    held = b""
+    for path in state.glob("outbox.sqlite3*"):
+        with suppress(FileNotFoundError):
+            held += path.read_bytes()
+    return held
+
+
 @needs_pictures
 def test_a_daemon_that_stops_at_once_keeps_nothing_of_who_was_removed(edgefer, state, monkeypatch):
     monkeypatch.setattr("edgefer.identify.REFRESH_S", 1e6)
@@ -262,14 +272,14 @@ def test_a_daemon_that_stops_at_once_keeps_nothing_of_who_was_removed(edgefer, s
     daemon.start()
 
     def waits() -> bool:
-        return any(b'"Grace"' in path.read_bytes() for path in state.glob("outbox.sqlite3*"))
+        return b'"Grace"' in stored_events(state)
 
     try:
         wait_until(waits, "events that name her")
         with gallery() as opened:
             opened.remove("Grace")
     finally:
-        stop.asked = True
+        stop.asked_by = "the test"
         daemon.join(30)
     assert not daemon.is_alive()
     assert not waits()
@@ -292,21 +302,18 @@ def test_who_is_removed_while_the_camera_is_silent_leaves_without_a_name(edgefer
     daemon = threading.Thread(target=service.run, args=(load_settings(), stop))
     daemon.start()
 
-    def stored() -> bytes:
-        return b"".join(path.read_bytes() for path in state.glob("outbox.sqlite3*"))
-
     try:
-        wait_until(lambda: b'"Grace"' in stored(), "events that name her")
+        wait_until(lambda: b'"Grace"' in stored_events(state), "events that name her")
         camera.write_text("hang")
         with gallery() as opened:
             opened.remove("Grace")
         wait_until(lambda: "; 0 in view" in caplog.text, "everybody to have left")
     finally:
-        stop.asked = True
+        stop.asked_by = "the test"
         daemon.join(30)
     assert caplog.text.index("somebody who was forgotten") < caplog.text.index("; 0 in view")
-    assert b'"event":"left"' in stored()
-    assert b'"Grace"' not in stored()
+    assert b'"event":"left"' in stored_events(state)
+    assert b'"Grace"' not in stored_events(state)
 
 
 class TestPeople:

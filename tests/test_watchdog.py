@@ -37,7 +37,7 @@ sys.exit(main(["run"]))
 SHORT_PATIENCE = """
 from edgefer import latest, outbox
 from edgefer.sinks import mqtt
-latest.READ_LIMIT_S = mqtt.ROUND_S = outbox.WRITE_S = 1.5
+latest.READ_LIMIT_S = mqtt.ROUND_S = outbox.WRITE_S = 3.0
 """
 HUNG_INFERENCE = """
 from edgefer.vision import model
@@ -180,8 +180,7 @@ def test_an_inference_that_hangs_starves_the_watchdog(run, systemd, mosquitto, t
     systemd.wait_for("READY=1")
     assert systemd.is_fed
     (tmp_path / "hang").touch()
-    assert systemd.listen(WATCHDOG_S) is not None  # what was on its way
-    assert not systemd.is_fed
+    wait_until(lambda: not systemd.is_fed, "the end of what was on its way")
     (tmp_path / "hang").unlink()
     systemd.wait_for("WATCHDOG=1")
 

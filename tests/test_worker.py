@@ -78,6 +78,20 @@ def test_a_machine_that_is_short_of_files_is_a_lost_camera_and_leaks_none(fault)
             assert len(list(ours.iterdir())) == before
 
 
+def test_a_worker_that_ends_before_it_is_spoken_to_is_a_lost_camera(fault, monkeypatch):
+    spawn = _worker._spawn
+
+    def killed(*files: int):
+        process = spawn(*files)
+        process.kill()  # as the system does where memory is short
+        process.wait()
+        return process
+
+    monkeypatch.setattr(_worker, "_spawn", killed)
+    with pytest.raises(CameraError, match=r"its driver crashed \(SIGKILL\)"):
+        opened(fault.uri)
+
+
 def test_pictures_come_whole_in_order_and_with_the_time_of_their_capture(fault):
     camera = opened(fault.uri)
     try:

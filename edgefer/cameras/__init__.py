@@ -184,11 +184,12 @@ def _short_form(text: str) -> CameraUri:
     if text.startswith("/dev/"):
         return CameraUri("v4l2", text, {}, text)
     path = Path(os.path.expanduser(text)).absolute()  # noqa: PTH111  # pathlib's raises on the ~ of an unknown user
-    if ":" in text.partition("@")[0] and "@" in text and not path.exists():
+    # Not path.exists() and is_dir(), which raise where a folder above may not be read.
+    if ":" in text.partition("@")[0] and "@" in text and not os.path.exists(path):  # noqa: PTH110
         raise UsageError(
             "the camera's address looks like one with a password, but has no scheme: write rtsp://user:password@host/path"
         )
-    return CameraUri("images" if path.is_dir() else "file", str(path), {}, text)
+    return CameraUri("images" if os.path.isdir(path) else "file", str(path), {}, text)  # noqa: PTH112
 
 
 def _first_camera() -> CameraUri:

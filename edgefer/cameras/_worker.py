@@ -72,7 +72,9 @@ class WorkerCamera:
         try:
             size = {"width": wanted.width, "height": wanted.height, "fps": wanted.fps}
             # Not on the command line, which everybody may read: the address can hold a password.
-            self._channel.send(json.dumps({"module": module, "uri": asdict(uri), "wanted": size}).encode())
+            order = json.dumps({"module": module, "uri": asdict(uri), "wanted": size}).encode()
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has ended: told when we listen
+                self._channel.send(order)
             opened = json.loads(self._receive(OPEN_S, f"{self._name} doesn't open in {OPEN_S:g} s"))
             self.description: str = opened["description"]
             memory = mmap.mmap(self._memory, 0)

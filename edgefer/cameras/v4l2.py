@@ -9,6 +9,7 @@ import os
 import re
 import struct
 from dataclasses import replace
+from glob import iglob
 from pathlib import Path
 
 import cv2
@@ -57,7 +58,7 @@ def find_cameras(nodes: Path = NODES, devices: Path = Path("/dev")) -> list[str]
 
 def node_names(nodes: Path = NODES) -> dict[str, str]:
     """What the kernel calls its video devices: {"video0": "HD Pro Webcam C920", ...}, in the order of their numbers."""
-    devices = [path.name for path in nodes.glob("video*") if re.fullmatch(r"video[0-9]+", path.name)]
+    devices = [device for device in iglob("video*", root_dir=nodes) if re.fullmatch(r"video[0-9]+", device)]  # noqa: PTH207  # pathlib's fails where a folder goes meanwhile
     devices.sort(key=lambda device: int(device.removeprefix("video")))
     return {device: _line(nodes / device / "name") for device in devices}
 
@@ -68,7 +69,7 @@ def lasting_name(uri: CameraUri, names: Path = LASTING_NAMES) -> Path | None:
         return None
     node = Path(uri.location)
     with contextlib.suppress(OSError):  # where a camera is being unplugged, links go while they are read
-        return next((link for link in sorted(names.glob("*")) if link.exists() and link.samefile(node)), None)
+        return next((link for link in sorted(names.iterdir()) if link.exists() and link.samefile(node)), None)
     return None
 
 
@@ -83,8 +84,10 @@ def check(uri: CameraUri) -> None:
     """CameraError where there is no such device."""
     uri.check_options()
     path = Path(uri.location)
-    if not path.exists():
-        raise CameraError(_why_not_open(path, FileNotFoundError(errno.ENOENT, "")))
+    try:
+        path.stat()
+    except OSError as error:
+        raise CameraError(_why_not_open(path, error)) from error
 
 
 def open_source(uri: CameraUri, wanted: Wanted) -> V4l2Camera:

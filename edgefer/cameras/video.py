@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -158,13 +159,17 @@ class NetworkCamera:
 
 def check_file(path: Path) -> None:
     """InputError, in plain words, for what OpenCV would only call unopened."""
-    if path.is_dir():
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise InputError(f"{path} isn't there (in a file:// URI, a ? or % of the name is written %3F or %25)") from None
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}") from error
+    if stat.S_ISDIR(found.st_mode):
         raise InputError(f"{path} is a folder; for the pictures in it write images://{path}")
-    if not path.exists():
-        raise InputError(f"{path} isn't there (in a file:// URI, a ? or % of the name is written %3F or %25)")
     if not os.access(path, os.R_OK):
         raise InputError(f"{path}: no permission to read it")
-    if path.is_file() and path.stat().st_size == 0:
+    if stat.S_ISREG(found.st_mode) and found.st_size == 0:
         raise InputError(f"{path} is empty")
 
 

@@ -100,7 +100,11 @@ class StdoutSink:
     def _write(self, line: bytes) -> None:
         rest = memoryview(line)
         while rest:
-            rest = rest[self._stream.write(rest) :]
+            written = self._stream.write(rest)
+            if written is None:  # whom we share it with has made it non-blocking
+                os.set_blocking(self._stream.fileno(), True)
+            else:
+                rest = rest[written:]
 
     def _note(self, message: Message, problem: str | None) -> None:
         with self._changed:
