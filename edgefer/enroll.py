@@ -30,7 +30,7 @@ FRAME_S = 10.0
 
 UNLIKE = 0.6
 """A face under this share of the threshold to the mean of a person's others is told. Of CelebA people whom the model
-never learned from, with four faces enrolled, that is 99 % of others' faces and a tenth of their own."""
+never learned from, with four faces enrolled, that is 99 % of others' faces and an eighth of their own."""
 
 
 @dataclass(frozen=True, slots=True)

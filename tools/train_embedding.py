@@ -222,8 +222,8 @@ def network() -> keras.Model:
     # A weight for each place: an eye's corner tells more than a cheek (MobileFaceNet's "global depthwise convolution").
     x = layers.DepthwiseConv2D(SIZE // 16, use_bias=False)(x)
     x = layers.BatchNormalization(momentum=0.97)(x)
-    x = layers.Dropout(0.1)(layers.Flatten()(x))
-    return keras.Model(image, layers.Dense(EMBEDDING, name="embedding")(x), name="identity")
+    x = layers.Dense(EMBEDDING, name="embedding")(layers.Flatten()(x))
+    return keras.Model(image, x, name="identity")
 
 
 def convolution(x: Any, width: int, stride: int = 1, *, activate: bool = True) -> Any:
