@@ -461,6 +461,31 @@ def test_a_network_learns_from_a_tree_without_its_test_faces_and_is_measured_on_
     assert not set(loaded.dup_group[rows]) & set(loaded.dup_group[held])
 
 
+def test_a_network_goes_on_from_the_mean_of_others_and_learns_their_answers(models, tmp_path):
+    import keras
+    import train_emotion
+    from emotion_faces import load_faces
+
+    first, second = train_emotion.NETWORKS["fer2013-cnn"].build(3), train_emotion.NETWORKS["fer2013-cnn"].build(3)
+    for model, name in ((first, "first"), (second, "second")):
+        model.save(tmp_path / f"{name}.keras")
+    both = tmp_path / "first.keras", tmp_path / "second.keras"
+    tool("train_emotion.py", "--data", models / "faces", "--classes", "happy,sad,surprise", "--arch", "fer2013-cnn",
+         "--epochs", 1, "--batch", 16, "--limit", 16, "--rate", 1e-9, "--out", tmp_path / "run",
+         "--start", *both, "--teacher", *both)  # fmt: skip
+    began = keras.models.load_model(tmp_path / "run" / "model.keras", compile=False).get_weights()
+    for mean, one, other in zip(began, first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_allclose(mean, (one + other) / 2, atol=1e-6)
+    assert f"--teacher {both[0]} {both[1]}" in read_card(tmp_path / "run" / "card.json").training["command"]
+
+    images = load_faces(models / "faces", ("happy", "sad", "surprise")).images[:5]
+    certain = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1]]
+    x, mirrored = train_emotion.as_input(images), train_emotion.as_input(images[:, :, ::-1])
+    answers = sum(model.predict(seen, verbose=0) for model in (first, second) for seen in (x, mirrored)) / 4
+    np.testing.assert_allclose(train_emotion.taught(certain, both, images), (certain + answers) / 2, atol=1e-5)
+    assert train_emotion.taught(certain, [], images) is certain
+
+
 @needs_data
 @pytest.mark.parametrize(
     ("script", "limit", "leaves"),

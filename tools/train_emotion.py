@@ -22,6 +22,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -70,7 +71,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the random start and all that chance has a part in")
     parser.add_argument("--workers", type=count, default=WORKERS, help="processes that make batches (%(default)s)")
     parser.add_argument("--limit", type=count, help="train and validate on this many images only: to try the script")
-    parser.add_argument("--start", type=Path, help="a model of an earlier run, to go on from with a new schedule")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="a model of an earlier run, or several, to go on from (their mean)",
+    )
+    parser.add_argument(
+        "--teacher", type=Path, nargs="*", default=[], help="models whose answers are half of what is learnt"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
     arguments = parser.parse_args()
     if arguments.resume:
@@ -92,7 +102,7 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
     if not len(rows) or not len(held):
         raise InputError(f"{arguments.data}: {len(rows)} images to train on and {len(held)} to validate on")
     targets = soft_targets(faces) if network.votes else np.eye(len(faces.names), dtype=np.float32)[faces.labels]
-    make = maker(faces.images[rows], targets[rows])
+    make = maker(faces.images[rows], taught(targets[rows], arguments.teacher, faces.images[rows]))
     batches = Batches(make, len(rows), arguments.batch, arguments.seed, arguments.workers)
     validation = as_input(faces.images[held]), np.eye(len(faces.names), dtype=np.float32)[faces.labels[held]]
 
@@ -104,7 +114,9 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
     else:
         model, done = network.build(len(faces.names)), []
         if arguments.start:
-            model.set_weights(keras.models.load_model(arguments.start, compile=False).get_weights())
+            # The mean of runs that began with the same weights is often better than each.
+            runs = [keras.models.load_model(start, compile=False).get_weights() for start in arguments.start]
+            model.set_weights([np.mean(weights, 0) for weights in zip(*runs, strict=True)])
         optimizer = network.optimizer(rates)
         model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"], jit_compile=backend.COMPILE)
     save_settings(arguments, model, faces.names, len(rows), len(held))
@@ -171,6 +183,16 @@ def soft_targets(faces: Faces) -> Floats:
     shares: Floats = (votes + LABEL_VOTES * np.eye(len(faces.names))[faces.labels]).astype(np.float32)
     shares /= shares.sum(1, keepdims=True)
     return shares
+
+
+def taught(targets: Floats, teachers: Sequence[Path], images: Image) -> Floats:
+    """The targets of images, half of each what models answer: their mean for the image and for its mirror image."""
+    if not teachers:
+        return targets
+    models = [keras.models.load_model(teacher, compile=False) for teacher in teachers]
+    seen = [as_input(images), as_input(images[:, :, ::-1])]
+    answers = np.mean([model.predict(x, batch_size=256, verbose=0) for model in models for x in seen], 0)
+    return np.asarray((targets + answers) / 2, np.float32)
 
 
 def as_input(images: Image) -> Floats:
@@ -258,7 +280,7 @@ def save_settings(
 ) -> None:
     """Keep and print what this run is."""
     settings = {
-        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items() if k != "resume"},
+        "arguments": {k: v for k, v in vars(arguments).items() if k != "resume"},
         "classes": names,
         "backend": keras.backend.backend(),
         "parameters": int(model.count_params()),
@@ -267,8 +289,8 @@ def save_settings(
         "validated_on": validated_on,
         "commit": commit(),
     }
-    (arguments.out / "settings.json").write_text(json.dumps(settings, indent=1) + "\n")
-    print(json.dumps(settings), flush=True)
+    (arguments.out / "settings.json").write_text(json.dumps(settings, indent=1, default=str) + "\n")
+    print(json.dumps(settings, default=str), flush=True)
 
 
 def multiply_adds(model: keras.Model) -> int:
@@ -292,7 +314,8 @@ def card(arguments: argparse.Namespace, network: Network, faces: Faces, trained_
             ("data", arguments.data, DATA),
             ("classes", arguments.classes, None),
             ("arch", arguments.arch, "edgefer"),
-            ("start", arguments.start, None),
+            ("start", " ".join(map(str, arguments.start)), ""),
+            ("teacher", " ".join(map(str, arguments.teacher)), ""),
             ("limit", arguments.limit, None),
         )
         if str(value) != str(default)
