@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgefer import analyze, service
 from edgefer.cameras import EndOfStream
 from edgefer.control import ask_for_looks
 from edgefer.errors import CameraError, InputError, UsageError
-from edgefer.gallery import Gallery, Template, check_name, model_id, open_gallery
+from edgefer.gallery import Template, check_name, model_id, open_gallery
 from edgefer.gallery_file import DamagedGalleryError
 from edgefer.identify import identity_rule
 from edgefer.latest import Latest
@@ -91,8 +92,9 @@ def enroll(
         templates = [template for _, template in used]
         added = gallery.add(name, templates, ignored=ignored)
         threshold = identity_rule(settings, card).threshold
-        alike = _alike(gallery, name, templates, threshold)
-        unlike = _unlike(gallery, name, used, UNLIKE * threshold)
+        known = gallery.embeddings()
+    alike = _alike(known, name, templates, threshold)
+    unlike = _unlike(known[name], used, UNLIKE * threshold)
     return Enrolled(added, len(used) - added, alike, unlike)
 
 
@@ -253,18 +255,19 @@ def _summary(refused: Sequence[Look]) -> str:
     return shown + ("; and other reasons" if len(listed) > 4 else "") or "there was no look at one"
 
 
-def _unlike(gallery: Gallery, name: str, used: Sequence[tuple[str, Template]], threshold: float) -> list[str]:
-    """The looks that the mean of the person's other faces isn't like."""
-    faces = gallery.embeddings()[name]
+def _unlike(faces: NDArray[np.float32], used: Sequence[tuple[str, Template]], threshold: float) -> list[str]:
+    """The looks that the mean of the person's other faces (n x size) isn't like."""
     if len(faces) < 3:  # which of two is the wrong one?
         return []
     others = [(source, face.embedding, faces.sum(0) - face.embedding) for source, face in used]
     return [source for source, face, other in others if face @ other < threshold * np.linalg.norm(other)]
 
 
-def _alike(gallery: Gallery, name: str, used: Sequence[Template], threshold: float) -> Alike | None:
+def _alike(
+    known: Mapping[str, NDArray[np.float32]], name: str, used: Sequence[Template], threshold: float
+) -> Alike | None:
     """Who else is so near that they could be taken for one person, the nearest one."""
     faces = np.stack([template.embedding for template in used])
-    others = [Alike(other, float((faces @ known.T).max())) for other, known in gallery.embeddings().items()]
+    others = [Alike(other, float((faces @ theirs.T).max())) for other, theirs in known.items()]
     others = [other for other in others if other.name != name and other.similarity >= threshold]
     return max(others, key=lambda other: other.similarity, default=None)

@@ -210,7 +210,7 @@ class Latest:
         elif trouble is None and former is not None and self._number > 0:
             log.info("the camera is back")
 
-    def _lost(self, code: Code, error: Exception, retry_s: float) -> None:
+    def _lost(self, code: Code, error: OSError, retry_s: float) -> None:
         with self._changed:
             former, self._trouble = self._trouble, (code, str(error))
         # Once a problem is told, a person at the log needs no repetition.

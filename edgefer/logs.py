@@ -54,7 +54,7 @@ class RateLimit(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._lock = threading.RLock()  # a signal's handler logs, too, wherever the main thread is
+        self._lock = threading.Lock()
         self._places: dict[_Place, tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
