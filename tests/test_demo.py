@@ -1,5 +1,6 @@
 """`edgefer demo`, as a person starts it."""
 
+import asyncio
 import json
 import os
 import pty
@@ -14,6 +15,7 @@ import jsonschema
 import pytest
 from brokers import free_port
 
+from edgefer import demo
 from edgefer.cameras import sample
 from edgefer.demo import playable
 from edgefer.errors import InputError
@@ -265,3 +267,17 @@ def test_only_a_plain_path_is_given_a_pace(tmp_path, monkeypatch):
     assert playable("a b?.mp4") == f"file://{tmp_path}/a%20b%3F.mp4?realtime=1"
     for uri in ("file:///x.mp4?loop=1", "0", "rtsp://host/x", "sample://?loop=1"):
         assert playable(uri) == uri
+
+
+def test_a_broker_that_does_not_stop_in_time_is_left_to_end_with_the_process(monkeypatch):
+    from amqtt.broker import Broker
+
+    shut_down = Broker.shutdown
+
+    async def hang(broker):
+        await shut_down(broker)
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr(Broker, "shutdown", hang)
+    with demo.embedded_broker():  # leaving it is what would fail
+        monkeypatch.setattr(demo, "PATIENCE_S", 0.5)

@@ -465,6 +465,7 @@ def test_a_network_goes_on_from_the_mean_of_others_and_learns_their_answers(mode
     import keras
     import train_emotion
     from emotion_faces import load_faces
+    from emotion_teachers import as_input, taught
 
     first, second = train_emotion.NETWORKS["fer2013-cnn"].build(3), train_emotion.NETWORKS["fer2013-cnn"].build(3)
     for model, name in ((first, "first"), (second, "second")):
@@ -478,12 +479,43 @@ def test_a_network_goes_on_from_the_mean_of_others_and_learns_their_answers(mode
         np.testing.assert_allclose(mean, (one + other) / 2, atol=1e-6)
     assert f"--teacher {both[0]} {both[1]}" in read_card(tmp_path / "run" / "card.json").training["command"]
 
-    images = load_faces(models / "faces", ("happy", "sad", "surprise")).images[:5]
+    names = ("happy", "sad", "surprise")
+    images = load_faces(models / "faces", names).images[:5]
     certain = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1]]
-    x, mirrored = train_emotion.as_input(images), train_emotion.as_input(images[:, :, ::-1])
+    x, mirrored = as_input(images), as_input(images[:, :, ::-1])
     answers = sum(model.predict(seen, verbose=0) for model in (first, second) for seen in (x, mirrored)) / 4
-    np.testing.assert_allclose(train_emotion.taught(certain, both, images), (certain + answers) / 2, atol=1e-5)
-    assert train_emotion.taught(certain, [], images) is certain
+    shown, learnt = taught(images, certain, both, [], names)
+    np.testing.assert_array_equal(shown, images)
+    np.testing.assert_allclose(learnt, (certain + answers) / 2, atol=1e-5)
+
+
+def test_faces_without_labels_teach_what_a_tflite_answers_for_them(models, tmp_path):
+    from emotion_faces import load_faces
+    from emotion_teachers import at_most, taught
+
+    tool("quantize.py", models / "tiny.keras", "--precision", "float32", "--range", -1, 1,
+         "--labels", "angry,happy,sad", "--calibrate", models / "faces", "-o", tmp_path / "tiny.tflite")  # fmt: skip
+    teacher = [tmp_path / "tiny.tflite"]
+    aligned = [np.full((112, 112, 3), level, np.uint8) for level in (20, 200)]
+    jpegs = [cv2.imencode(".jpg", face)[1].ravel() for face in aligned]
+    np.savez(tmp_path / "more.npz", blob=np.concatenate(jpegs), off=np.cumsum([0, *map(len, jpegs)]))
+    names = ("angry", "happy", "sad")
+    images = load_faces(models / "faces", ("happy", "sad", "surprise")).images[:3]
+    certain = np.eye(3, dtype=np.float32)
+    shown, learnt = taught(images, certain, teacher, [tmp_path / "more.npz"], names)
+    assert shown[3:, 10, 24].tolist() == [20, 200], "dark and bright, gray, as they were packed"
+    reader = EmotionReader(Model(teacher[0], "emotion"))
+    for face, answer in zip(shown[3:], learnt[3:], strict=True):
+        seen = cv2.resize(face, (24, 24))
+        np.testing.assert_allclose(answer, (reader.read(seen) + reader.read(seen[:, ::-1])) / 2, atol=1e-5)
+    some = at_most(2, np.array([1, 0, 1, 1, 1]))
+    assert 1 in some
+    assert len(some) == 3
+
+    with pytest.raises(InputError, match="it tells angry, happy, sad, and what is learnt is happy, sad"):
+        taught(images, certain, teacher, [], ("happy", "sad"))
+    with pytest.raises(InputError, match="--teacher"):
+        taught(images, certain, [], [tmp_path / "more.npz"], names)
 
 
 @needs_data

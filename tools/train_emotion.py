@@ -22,7 +22,6 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -36,6 +35,7 @@ from data import DATA
 from emotion_faces import GRAY_48, TRAIN, VOTE_OF, Faces, find_faces, validation_rows
 from emotion_networks import NETWORKS, SIZE, Network
 from emotion_plots import plot_confusion, plot_curves
+from emotion_teachers import as_input, taught
 from evaluate_emotion import confusion_matrix
 from keras import layers
 from numpy.typing import NDArray
@@ -45,7 +45,6 @@ from edgefer.errors import InputError
 from edgefer.messages import Image
 from edgefer.vision.card import ModelCard
 from edgefer.vision.model import find_card
-from edgefer.vision.preprocess import normalise
 
 NOT_A_FACE = 9
 LABEL_VOTES = 10.0
@@ -79,7 +78,18 @@ def main() -> None:
         help="a model of an earlier run, or several, to go on from (their mean)",
     )
     parser.add_argument(
-        "--teacher", type=Path, nargs="*", default=[], help="models whose answers are half of what is learnt"
+        "--teacher",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="models whose answers are half of what is learnt: .keras of earlier runs, or a .tflite with its card",
+    )
+    parser.add_argument(
+        "--faces",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="more faces without labels, packed by align_faces.py, to learn the teachers' answers on",
     )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
     arguments = parser.parse_args()
@@ -102,8 +112,15 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
     if not len(rows) or not len(held):
         raise InputError(f"{arguments.data}: {len(rows)} images to train on and {len(held)} to validate on")
     targets = soft_targets(faces) if network.votes else np.eye(len(faces.names), dtype=np.float32)[faces.labels]
-    make = maker(faces.images[rows], taught(targets[rows], arguments.teacher, faces.images[rows]))
-    batches = Batches(make, len(rows), arguments.batch, arguments.seed, arguments.workers)
+    images, targets = faces.images[rows], targets[rows]
+    if arguments.teacher or arguments.faces:
+        kept = arguments.out / "taught.npz"  # answering takes minutes, and a resumed run shouldn't wait for it again
+        if not (arguments.resume and kept.is_file()):
+            images, targets = taught(images, targets, arguments.teacher, arguments.faces, faces.names)
+            np.savez_compressed(kept, images=images, targets=targets)
+        with np.load(kept) as archive:
+            images, targets = archive["images"], archive["targets"]
+    batches = Batches(maker(images, targets), len(images), arguments.batch, arguments.seed, arguments.workers)
     validation = as_input(faces.images[held]), np.eye(len(faces.names), dtype=np.float32)[faces.labels[held]]
 
     rates = network.rates(arguments.rate or network.rate, len(batches) * arguments.epochs)
@@ -183,21 +200,6 @@ def soft_targets(faces: Faces) -> Floats:
     shares: Floats = (votes + LABEL_VOTES * np.eye(len(faces.names))[faces.labels]).astype(np.float32)
     shares /= shares.sum(1, keepdims=True)
     return shares
-
-
-def taught(targets: Floats, teachers: Sequence[Path], images: Image) -> Floats:
-    """The targets of images, half of each what models answer: their mean for the image and for its mirror image."""
-    if not teachers:
-        return targets
-    models = [keras.models.load_model(teacher, compile=False) for teacher in teachers]
-    seen = [as_input(images), as_input(images[:, :, ::-1])]
-    answers = np.mean([model.predict(x, batch_size=256, verbose=0) for model in models for x in seen], 0)
-    return np.asarray((targets + answers) / 2, np.float32)
-
-
-def as_input(images: Image) -> Floats:
-    """Pixels, n x 48 x 48, as the model takes them: n x 48 x 48 x 1, in its range."""
-    return normalise(images[..., None], GRAY_48)
 
 
 def maker(images: Image, targets: Floats) -> Make:
@@ -316,6 +318,7 @@ def card(arguments: argparse.Namespace, network: Network, faces: Faces, trained_
             ("arch", arguments.arch, "edgefer"),
             ("start", " ".join(map(str, arguments.start)), ""),
             ("teacher", " ".join(map(str, arguments.teacher)), ""),
+            ("faces", " ".join(map(str, arguments.faces)), ""),
             ("limit", arguments.limit, None),
         )
         if str(value) != str(default)
