@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -94,7 +95,8 @@ def enroll(
         threshold = identity_rule(settings, card).threshold
         known = gallery.embeddings()
     alike = _alike(known, name, templates, threshold)
-    unlike = _unlike(known[name], used, UNLIKE * threshold)
+    faces = known.get(name, np.empty((0, 0), np.float32))  # removed again already?
+    unlike = _unlike(faces, used, UNLIKE * threshold)
     return Enrolled(added, len(used) - added, alike, unlike)
 
 
@@ -136,15 +138,14 @@ def relearn(settings: Settings) -> Iterator[tuple[str, Look]]:
 
 
 def list_all(paths: Sequence[Path]) -> list[Path]:
-    """The pictures that are meant: a folder stands for those in it. InputError when one isn't there."""
+    """The pictures that are meant: a folder stands for those in it. InputError when one can't be looked at."""
     found: list[Path] = []
     for path in paths:
-        if path.is_dir():
-            found += list_pictures(path)
-        elif path.exists():
-            found.append(path)
-        else:
-            raise InputError(f"{path}: no such file or folder")
+        try:
+            is_folder = stat.S_ISDIR(path.stat().st_mode)
+        except OSError as error:
+            raise InputError(f"{path}: can't be read: {error.strerror}") from error
+        found += list_pictures(path) if is_folder else [path]
     return found
 
 

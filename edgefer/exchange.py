@@ -42,7 +42,8 @@ def export_people(gallery: Gallery) -> str:
 def read_people(text: str, card: ModelCard, size: int, made_by: str | None) -> list[Newcomer]:
     """The people of an export or of the common form, for the model with this card, which gives `size` values.
 
-    `made_by` is what --model-id said: the model's name, or its name and digest. InputError says what is wrong.
+    `made_by` is what --model-id said: the model's name, or its name and digest. An export says itself what made it, and
+    that holds. InputError says what is wrong.
     """
     try:
         data = json.loads(text, object_pairs_hook=_once)
@@ -53,7 +54,7 @@ def read_people(text: str, card: ModelCard, size: int, made_by: str | None) -> l
     if isinstance(schema := data.get("schema"), str):
         if schema != SCHEMA:
             raise InputError(f"{schema}: only {SCHEMA} can be read; was it exported by a newer edgefer?")
-        made_by, data = made_by or data.get("model"), data.get("people")
+        made_by, data = data.get("model") or made_by, data.get("people")
     model = model_id(card)
     if made_by is None:
         raise UsageError(f"which model made these? Say --model-id {model!r} if it was the one in use")

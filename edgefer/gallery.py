@@ -208,8 +208,9 @@ class Gallery:
         One that is there without a picture gets it.
         """
         added: dict[str, int] = {}
-        known, size = self._rows(), self._templates.shape[1]
         with self._file.changing() as database:
+            self._load()  # nobody else changes it any more
+            known, size = self._rows(), self._templates.shape[1]
             for newcomer in newcomers:
                 name = check_name(newcomer.name)
                 number = self._person(database, name, ignored=newcomer.ignored)
@@ -231,8 +232,7 @@ class Gallery:
                     ],
                 )
                 added[name] = added.get(name, 0) + len(rows)
-            # What strangers were like to fewer people says nothing any more.
-            database.execute("DELETE FROM stranger WHERE model = ?", (self.model,))
+            self._forget_strangers(database)
         self._load()
         return added
 
@@ -255,6 +255,7 @@ class Gallery:
                 "SELECT count(*) FROM template JOIN person ON person.id = person WHERE name = ?", (name,)
             ).fetchone()[0]
             database.execute("DELETE FROM person WHERE name = ?", (name,))
+            self._forget_strangers(database)
         self._load()
         self._file.leave_no_trace(f"{name} is removed", f"remove {shlex.quote(name)}")
         return int(removed)
@@ -300,12 +301,17 @@ class Gallery:
         ]
 
     def replace(self, renewed: Iterable[tuple[int, Template]]) -> None:
-        """Put templates of this model in the place of older ones, by their numbers."""
+        """Put templates of this model, with their pictures, in the place of older ones, by their numbers.
+
+        Where the number has gone to another picture since, or to none, nothing is put: its person was removed.
+        """
         with self._file.changing() as database:
             for number, template in renewed:
-                (person,) = database.execute("SELECT person FROM template WHERE id = ?", (number,)).fetchone()
-                database.execute("DELETE FROM template WHERE id = ?", (number,))
-                database.execute(_INSERT, (person, *self._row(template)))
+                there = database.execute("SELECT person, picture FROM template WHERE id = ?", (number,)).fetchone()
+                if there and there[1] is not None and self._file.open_blob(there[1]) == template.picture:
+                    database.execute("DELETE FROM template WHERE id = ?", (number,))
+                    database.execute(_INSERT, (there[0], *self._row(template)))
+            self._forget_strangers(database)
         self._load()
         self._file.leave_no_trace("the faces are learned anew", "relearn")
 
@@ -349,6 +355,10 @@ class Gallery:
         """Everybody's templates with their numbers, which alone could be given to another's."""
         numbers = iter(self._numbers)
         return {name: {(next(numbers), face.tobytes()) for face in faces} for name, faces in self.embeddings().items()}
+
+    def _forget_strangers(self, database: sqlite3.Connection) -> None:
+        """What strangers were like to other people says nothing any more."""
+        database.execute("DELETE FROM stranger WHERE model = ?", (self.model,))
 
     def _person(self, database: sqlite3.Connection, name: str, *, ignored: bool) -> int:
         """The number of a person, who is entered where they are new."""

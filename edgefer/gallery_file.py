@@ -152,7 +152,10 @@ class GalleryFile:
                 f"(df -h {self.path.parent}), then `edgefer people {again}`"
             ) from error
         if busy:
-            log.warning("%s-wal may hold what was deleted until the daemon is restarted", self.path)
+            raise TracesLeftError(
+                f"{done}, but traces of what was before stay in {self.path} and its -wal, which another program reads "
+                f"(a backup?): once it has ended, `edgefer people {again}`"
+            )
 
     def check_seal(self) -> None:
         """InputError where the file is sealed, perhaps since it was opened, and we have no key."""
@@ -303,6 +306,11 @@ def _explained(path: Path, error: sqlite3.DatabaseError) -> InputError:
 
 def _foreign(path: Path) -> InputError:
     return InputError(f"{path} is no gallery that this edgefer knows: move it away and enrol again")
+
+
+def set_aside(path: Path) -> list[Path]:
+    """The damaged files that were kept aside of a gallery's."""
+    return sorted(path.parent.glob(f"{path.stem}.damaged-*{path.suffix}"))
 
 
 def _set_aside(path: Path) -> Path:

@@ -114,6 +114,7 @@ class Identifier:
             return
         self._refreshed_s = now_s
         if self._gallery.refresh():
+            self._strangers = []  # to other people
             for decision in self._decisions.values():
                 decision.decide(self._gallery)
         if self._gallery.removed:

@@ -15,7 +15,7 @@ from edgefer.errors import BrokerError, InputError, UsageError
 from edgefer.exchange import export_people, read_people
 from edgefer.files import read_bounded
 from edgefer.gallery import Gallery, check_name, open_gallery
-from edgefer.gallery_file import TracesLeftError
+from edgefer.gallery_file import TracesLeftError, set_aside
 from edgefer.identify import identity_rule
 from edgefer.outbox import forget
 from edgefer.separation import Separation, separation
@@ -56,6 +56,11 @@ def remove(settings: Settings, options: argparse.Namespace) -> int:
             gallery.remove(name)
         except TracesLeftError as error:
             problems.append(str(error))
+    problems += [
+        f"{path}: a damaged gallery that was kept aside may hold {name}'s faces: delete it (with its -wal) once you "
+        "don't need it"
+        for path in set_aside(gallery.path)
+    ]
     try:
         waiting = forget(settings, name)  # also of a name that somebody had before
     except InputError as error:

@@ -170,8 +170,9 @@ def test_enroll_says_what_it_refused_and_why(edgefer, grace, astronaut, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (["enroll", "Ada", "--images", "nowhere"], 66, "nowhere: no such file or folder"),
+        (["enroll", "Ada", "--images", "nowhere"], 66, "nowhere: can't be read: No such file or directory"),
         (["enroll", "Ada", "--images", "."], 66, "holds no pictures"),
+        (["enroll", "Ada", "--images", "x" * 300], 66, "can't be read: File name too long"),
         (["enroll", "", "--images", "."], 64, "printable characters"),
         (["enroll", "Ada"], 64, "--images"),
         (["analyze"], 64, "FILE"),

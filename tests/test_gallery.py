@@ -1,12 +1,15 @@
 """The gallery: who is nearest, what is kept, and what can't be opened."""
 
+import sqlite3
 import stat
+from contextlib import closing
 
 import numpy as np
 import pytest
 
 from edgefer.errors import InputError, UsageError
 from edgefer.gallery import Gallery, Newcomer, Template
+from edgefer.gallery_file import TracesLeftError
 
 MODEL = "identity-112 0123456789ab"
 
@@ -145,6 +148,9 @@ def test_of_strangers_only_how_near_they_came_is_kept(gallery):
     assert gallery.strangers() == pytest.approx({0.0: 1, 0.21: 1, 0.32: 3})
     gallery.enroll("Grace", GRACE, 1.0)
     assert gallery.strangers() == {}
+    gallery.note_strangers([0.5])
+    gallery.remove("Grace")
+    assert gallery.strangers() == {}, "it may have been Grace who was so near"
 
 
 def test_what_is_enrolled_is_there_next_time_and_for_its_owner_only(gallery, tmp_path):
@@ -161,6 +167,40 @@ def test_remove_forgets(gallery):
     assert gallery.remove("Ada") == 1
     assert gallery.remove("Ada") == 0
     assert gallery.is_empty
+
+
+def test_what_another_process_did_meanwhile_counts_when_somebody_is_added(gallery, tmp_path):
+    gallery.enroll("Ada", ADA, 1.0)
+    with closing(Gallery(tmp_path / "state", MODEL)) as other:
+        other.enroll("Grace", GRACE, 1.0)
+        assert gallery.add("Grace", [Template(GRACE, 1.0)]) == 0
+        other.remove("Ada")
+        assert gallery.add("Ada", [Template(ADA, 1.0)]) == 1
+    assert {person.name: person.templates for person in gallery.people()} == {"Ada": 1, "Grace": 1}
+
+
+def test_what_is_learnt_anew_goes_to_nobody_who_came_meanwhile(gallery, tmp_path):
+    with closing(Gallery(tmp_path / "state", "an older model")) as older:
+        older.add("Ada", [Template(ADA, 1.0, picture=b"Ada's")])
+        ((number, _, picture),) = gallery.outdated_pictures()
+        older.remove("Ada")
+        older.add("Grace", [Template(GRACE, 1.0, picture=b"Grace's")])
+        assert [row[0] for row in gallery.outdated_pictures()] == [number], "it is given again"
+        gallery.replace([(number, Template(ADA, 1.0, picture=picture)), (77, Template(ADA, 1.0, picture=picture))])
+        assert gallery.is_empty
+        assert [template.picture for template in older.templates("Grace")] == [b"Grace's"]
+
+
+def test_traces_that_another_program_keeps_are_told(gallery):
+    gallery.enroll("Ada", ADA, 1.0)
+    with closing(sqlite3.connect(gallery.path)) as backup:
+        backup.execute("BEGIN")
+        assert backup.execute("SELECT count(*) FROM template").fetchone() == (1,)
+        gallery._file._database.execute("PRAGMA busy_timeout=50")
+        with pytest.raises(TracesLeftError, match=r"another program reads.*edgefer people remove Ada"):
+            gallery.remove("Ada")
+    assert gallery.is_empty
+    gallery.remove("Ada")
 
 
 def test_templates_of_another_model_are_left_out_and_named(gallery, tmp_path):

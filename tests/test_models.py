@@ -15,7 +15,7 @@ import pytest
 
 from edgefer.errors import ModelError
 from edgefer.vision.card import Crop, ModelCard, ModelInput, Task, card_schema, read_card
-from edgefer.vision.model import RUNTIME, Model, find_model, models_folder
+from edgefer.vision.model import RUNTIME, Model, find_card, find_model, models_folder
 
 TINY = Path(__file__).parent / "data"
 """8x8 gray in, range 0..1, three softmax outputs; make_models.py made them."""
@@ -64,9 +64,9 @@ def pictures(count: int = 20) -> list[Any]:
 # What fits
 
 
-def test_int8_uint8_and_float_give_the_same_answers(tmp_path):
+def test_every_precision_gives_the_same_answers(tmp_path):
     answers = {}
-    for name in ("int8", "uint8", "float32"):
+    for name in ("int8", "uint8", "float32", "dynamic"):
         folder = tmp_path / name
         folder.mkdir()
         model = Model(place(folder, name), "emotion")
@@ -76,6 +76,7 @@ def test_int8_uint8_and_float_give_the_same_answers(tmp_path):
     # One step of an output is 1/256; the weights and the activations inside add a little.
     np.testing.assert_allclose(answers["int8"], answers["float32"], atol=0.05)
     np.testing.assert_allclose(answers["uint8"], answers["int8"], atol=0.005)
+    np.testing.assert_allclose(answers["dynamic"], answers["float32"], atol=0.05)
 
 
 def test_a_colour_picture_is_made_gray(tmp_path):
@@ -269,3 +270,9 @@ def test_three_tasks_are_shipped():
 def test_the_schema_in_docs_is_the_codes():
     kept = Path(__file__).parent.parent / "docs" / "model-card.schema.json"
     assert json.loads(kept.read_text()) == card_schema(), "make it again from edgefer.vision.card.card_schema"
+
+
+def test_a_card_without_a_digest_gets_the_file_s(tmp_path):
+    path = place(tmp_path, sha256="")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert find_card(str(path)).sha256 == Model(path, "emotion").card.sha256 == digest

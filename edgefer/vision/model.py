@@ -11,6 +11,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ class Model:
         _check_card(path, self.card, task, content)
         if not self.card.sha256:
             _try_out(path)
+            self.card = _with_digest(self.card, content)
         self._interpreter = _interpreter(path, content, threads)
         (self._input, *others) = self._interpreter.get_input_details()
         self._outputs = self._interpreter.get_output_details()
@@ -106,8 +108,10 @@ def find_model(name: str) -> Path:
 
 
 def find_card(name: str) -> ModelCard:
-    """The card of the model that a setting names."""
-    return read_card(find_model(name).with_suffix(".json"))
+    """The card of the model that a setting names, with the file's digest where the card has none."""
+    path = find_model(name)
+    card = read_card(path.with_suffix(".json"))
+    return card if card.sha256 else _with_digest(card, _read(path))
 
 
 def models_folder() -> Path:
@@ -180,6 +184,10 @@ def _without_native_lines() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def _with_digest(card: ModelCard, content: bytes) -> ModelCard:
+    return replace(card, sha256=hashlib.sha256(content).hexdigest())
 
 
 def _check_card(path: Path, card: ModelCard, task: Task, content: bytes) -> None:

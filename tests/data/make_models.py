@@ -1,8 +1,9 @@
 """Make the tiny .tflite files of this folder: one network, its input and output as int8, uint8 and float32.
 
-    python tests/data/make_models.py
+    PYTHONPATH=tools python tests/data/make_models.py
 
-8x8 gray in, range 0..1, three softmax outputs; random weights. Needs TensorFlow, which the tests themselves don't.
+8x8 gray in, range 0..1, three softmax outputs; random weights; and once with weights of 8 bits, computed in float, as
+quantize.py's `--precision dynamic` has it. Needs TensorFlow, which the tests themselves don't.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import tensorflow
 from keras import layers
 from numpy.typing import NDArray
+from precisions import dynamic
 
 FOLDER = Path(__file__).parent
 
@@ -33,6 +35,8 @@ def main() -> None:
     network = keras.Model(image, answers)
     for name in ("int8", "uint8", "float32"):
         (FOLDER / f"{name}.tflite").write_bytes(convert(network, name))
+    floats = (FOLDER / "float32.tflite").read_bytes()
+    (FOLDER / "dynamic.tflite").write_bytes(dynamic(floats))
     second = keras.Input(batch_shape=(1, 8, 8, 1), name="second")
     two = keras.Model([image, second], layers.Add()([image, second]))
     (FOLDER / "two_inputs.tflite").write_bytes(tensorflow.lite.TFLiteConverter.from_keras_model(two).convert())
