@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections import defaultdict
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
 from edgefer.messages import Box, Detection
+from edgefer.tracker import Tracker
 from edgefer.vision.card import Metric, read_card
 from edgefer.vision.decoders import decode_centre, grid_cells
 from edgefer.vision.detector import MAX_IOU, Detector, suppress
@@ -21,6 +23,7 @@ from edgefer.vision.model import Model, find_model
 from edgefer.vision.preprocess import PADDING, letterbox
 
 ROOT = Path(__file__).parent.parent
+DATA = ROOT.parent / "shared" / "data"
 
 
 # Suppressing
@@ -343,8 +346,36 @@ def test_a_detector_is_measured_beside_another_and_its_card_written(comparing, t
     assert "| `far` | 416x320 |" in said
     (line,) = [line for line in said.splitlines() if "AP50, faces >= 16 px " in line]
     assert line.split()[-4:] == ["0.0000", "int8", "0.0000", "int8"], "what was measured, not what the card keeps"
+    kept = {(m.precision, m.value) for m in read_card(tmp_path / "near.json").metrics if m.metric == in_float.metric}
+    assert kept == {("int8", 0.0), ("float32", 0.5)}, "another precision's stays, and another model's doesn't come"
     figures = {(metric.metric, metric.precision): metric.value for metric in read_card(Path(near)).metrics}
     assert figures["AP50, faces >= 16 px", "int8"] == 0
     assert figures["false faces / empty picture", "int8"] == 0
     assert figures["AP50, faces >= 16 px", "float32"] == 0.5, "another precision's figures stay"
     assert read_card(Path(far)).metrics == ()
+
+
+@pytest.mark.skipif(not (DATA / "clips").is_dir(), reason="needs the research data in ../shared/data")
+@pytest.mark.parametrize("name", ["near", "far"])
+def test_what_is_followed_for_over_a_second_is_a_face(tools, name):
+    """On the clips, five frames a second: YuNet sees a face in each such track too, in one of a look a second."""
+    from evaluate_gallery import frames_of
+    from peer_detectors import YuNet
+
+    detector, yunet = (
+        Detector(Model(find_model(name), "detector")),
+        YuNet(DATA / "peers/yunet_n_640_640.onnx", 640, 0.5),
+    )
+    followed = 0
+    for clip in sorted((DATA / "clips").glob("*.mp4")):
+        track, looks = Tracker("clip"), defaultdict(list)
+        for frame in frames_of(clip):
+            for face in track(frame, detector(frame.image)):
+                seen = looks[face.track_id]
+                if not seen or frame.stream_s - seen[-1][0] >= 1:
+                    seen.append((frame.stream_s, frame.image, face.detection.box))
+        for track_id, seen in looks.items():
+            if len(seen) > 1:
+                followed += 1
+                assert any(face.box.iou(box) > 0.3 for _, image, box in seen for face in yunet(image)), (clip, track_id)
+    assert followed >= 5

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from test_models import CARD, pictures, place
 
 from edgefer.errors import ModelError
+from edgefer.identify import IdentityRule
 from edgefer.messages import Box, Detection, Landmarks
 from edgefer.vision.card import Crop, ModelInput, read_card
 from edgefer.vision.embedder import Embedder
@@ -261,6 +262,42 @@ def test_a_face_in_a_larger_picture_is_aligned_back_to_where_it_was(tool):
     assert np.abs(back[inside].astype(float) - face[inside]).mean() < 1.5
 
 
+def test_a_share_tells_how_sure_it_is(tool):
+    share = tool("evaluate_gallery").Share
+    assert str(share(0, 0)) == "none"
+    # Wilson's interval of 10 of 100 is 5.52 to 17.44 %.
+    assert str(share(10, 100)) == "10.00% (10 of 100; 5.52% to 17.44%)"
+    assert share(0, 697).interval == (0.0, pytest.approx(0.00548, abs=1e-5))
+
+
+def test_who_is_enrolled_is_shown_by_other_pictures(tool):
+    gallery = tool("evaluate_gallery")
+    rng = np.random.default_rng(2)
+    people = {f"p{n}": rng.normal(size=(n, 4)).astype(np.float32) for n in range(1, 9)}
+    enrolled, shown, strangers = gallery.draw(people, 3, 1)
+    assert set(enrolled) == set(shown)
+    assert set(enrolled) <= {"p5", "p6", "p7", "p8"}
+    assert set(strangers) == set(people) - set(enrolled)
+    for name, faces in enrolled.items():
+        assert (len(faces), len(shown[name])) == (1, len(people[name]) - 3)
+        assert not (faces[:, None] == shown[name]).all(-1).any()
+    again = gallery.draw(people, 3, 3)[0]
+    assert all((again[name][0] == enrolled[name][0]).all() for name in enrolled), "the same draw for three pictures"
+
+
+def test_a_stranger_who_was_named_for_a_moment_was_named(tool):
+    gallery = tool("evaluate_gallery")
+    ada, other = np.eye(4, dtype=np.float32)[:2]
+    rule = IdentityRule(0.8, 0.05)
+    with gallery.gallery_of({"Ada": ada[None]}) as opened:
+        passing = np.stack([ada] * 4 + [other] * 8)
+        assert gallery.track_names(opened, rule, passing)[-1] is None
+        strangers, found = gallery.several(opened, rule, {"Ada": np.stack([ada] * 3)}, {"x": passing, "y": passing[4:]})
+        assert (strangers.count, strangers.of, found.count, found.of) == (1, 2, 1, 1)
+        named, right, mistaken, _ = gallery.one_picture(opened, rule, {"Ada": np.stack([ada, other])}, {"x": passing})
+        assert (named.count, named.of, right.count, mistaken.count) == (4, 12, 1, 0)
+
+
 def test_how_far_an_alignment_is_off(tool):
     """A detector that sees a face turned, enlarged and moved aligns it the other way."""
     middle = np.full(2, 56.0)
@@ -286,7 +323,7 @@ def test_the_shipped_model_knows_people_apart():
 def test_the_shipped_model_reaches_its_floor():
     card = find_card("identity-112")
     figures = {(metric.metric, metric.precision): metric.value for metric in card.metrics}
-    assert figures["accuracy", "int8"] >= 0.93
+    assert figures["accuracy", "int8"] >= 0.97
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the research data in ../shared/data")

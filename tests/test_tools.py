@@ -84,6 +84,8 @@ keras.Model([two.input, other := keras.Input((24, 24, 1))],
             keras.layers.Add()([two.output, two(other)])).save(f"{folder}/two.keras")
 code = keras.layers.Lambda(lambda x: x[:, 0, 0], name="code")
 keras.Sequential([keras.Input((24, 24, 1)), code]).save(f"{folder}/lambda.keras")
+within = keras.layers.TimeDistributed(keras.layers.Lambda(lambda x: x, name="code"), name="each")
+keras.Sequential([keras.Input((24, 24, 1)), within]).save(f"{folder}/wrapped.keras")
 class Mine(keras.layers.Layer):
     def call(self, x):
         return x[:, 0, 0]
@@ -297,6 +299,7 @@ def test_an_architecture_finds_its_weights(models, tmp_path, capfd):
         (["missing.h5", "--calibrate", "pictures.npy"], 66, "isn't there"),
         (["two.keras", "--calibrate", "pictures.npy"], 65, "one picture"),
         (["lambda.keras", "--calibrate", "pictures.npy"], 66, "Lambda 'code': no model file carries"),
+        (["wrapped.keras", "--calibrate", "pictures.npy"], 66, "TimeDistributed 'each': no model file carries"),
         (["custom.keras", "--calibrate", "pictures.npy"], 66, "Mine 'mine_1': no model file carries"),
         (["cut.h5", "--calibrate", "pictures.npy"], 66, "damaged"),
         (["strange", "--calibrate", "pictures.npy", "--labels", "a,b,c"], 65, "Erfinv"),
@@ -437,6 +440,10 @@ def test_faces_come_from_a_tree_as_the_model_takes_them(tmp_path):
     coloured = load_faces(tmp_path, model_input=ModelInput(20, 10, "rgb", (0.0, 1.0)))
     assert coloured.images.shape == (2, 10, 20, 3)
     assert coloured.images[0, 5, 5].tolist() == [0, 0, 255]
+    for name in ("afraid", "surprised", "angry"):
+        (tmp_path / "train" / name).mkdir()
+        cv2.imwrite(str(tmp_path / "train" / name / "1.png"), red)
+    assert load_faces(tmp_path).names == ("fear", "angry", "happy", "sad", "surprise"), "as Keras counts the folders"
 
 
 def test_a_network_learns_from_a_tree_without_its_test_faces_and_is_measured_on_them(models, tmp_path):
@@ -516,6 +523,33 @@ def test_faces_without_labels_teach_what_a_tflite_answers_for_them(models, tmp_p
         taught(images, certain, teacher, [], ("happy", "sad"))
     with pytest.raises(InputError, match="--teacher"):
         taught(images, certain, [], [tmp_path / "more.npz"], names)
+
+
+def test_a_network_that_diverged_and_one_that_answers_one_thing_end_the_training():
+    import train_emotion
+
+    class Answering:
+        def __init__(self, scores):
+            self.scores, self.weights = scores, [np.zeros((2, 2)), np.zeros(2)]
+
+        def predict(self, *_, **__):
+            return self.scores
+
+        def get_layer(self, _):
+            return self
+
+        def get_weights(self):
+            return self.weights
+
+        def set_weights(self, weights):
+            self.weights = weights
+
+    labels = np.array([0, 1] * 10)
+    with pytest.raises(InputError, match="diverged"):
+        train_emotion.shift(Answering(np.full((20, 2), np.nan)), np.zeros(20), labels)
+    collapsed = Answering(np.full((20, 2), 0.5))
+    train_emotion.shift(collapsed, np.zeros(20), labels)
+    assert np.isfinite(collapsed.weights[1]).all()
 
 
 @needs_data

@@ -13,6 +13,9 @@ from edgefer.messages import Image
 from edgefer.vision.card import ModelCard, ModelInput, Task
 from edgefer.vision.preprocess import normalise, to_colour
 
+AT_ONCE = 32
+"""Pictures that are held as floats: one of 640x640 in colour takes 5 MB."""
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -48,7 +51,11 @@ def signal_to_noise_db(original: Floats, converted: Floats) -> float:
 
 def run_original(model: KerasModel, images: list[Image], model_input: ModelInput) -> list[Floats]:
     """The original's outputs for pictures (BGR or gray), through the daemon's preprocessing."""
-    return model(np.stack([normalise(to_colour(image, model_input.colour), model_input) for image in images]))
+    parts = []
+    for start in range(0, len(images), AT_ONCE):
+        some = images[start : start + AT_ONCE]
+        parts.append(model(np.stack([normalise(to_colour(image, model_input.colour), model_input) for image in some])))
+    return [np.concatenate(output) for output in zip(*parts, strict=True)]
 
 
 def run_tflite(content: bytes, card: ModelCard, images: list[Image], like: list[Floats]) -> list[Floats]:

@@ -16,7 +16,9 @@ from command_line import Parser, run
 from data import DATA, some_pictures_below
 from tqdm import tqdm
 
+from edgefer.errors import InputError
 from edgefer.messages import Image, Landmarks
+from edgefer.pictures import read_picture
 from edgefer.vision.preprocess import TEMPLATE_SIZE, align, letterbox, warp
 
 SIDE = 320
@@ -33,14 +35,20 @@ def main() -> None:
     arguments = parser.parse_args()
     paths = some_pictures_below(arguments.folder)
     yunet = arguments.data / "peers" / "yunet_n_640_640.onnx"
+    if not yunet.is_file():
+        raise InputError(f"{yunet} isn't there; name the folder of the research data with --data")
     detector = cv2.FaceDetectorYN.create(str(yunet), "", (SIDE, SIDE), score_threshold=arguments.min_score)
     jpegs = []
     for path in tqdm(paths, unit="picture", mininterval=10):
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        landmarks = None if image is None else largest_face(detector, image.astype(np.uint8, copy=False))
-        if image is not None and landmarks is not None:
-            face = warp(image.astype(np.uint8, copy=False), align(landmarks), TEMPLATE_SIZE, TEMPLATE_SIZE)
+        try:
+            image = read_picture(path)
+        except InputError:
+            continue
+        if landmarks := largest_face(detector, image):
+            face = warp(image, align(landmarks), TEMPLATE_SIZE, TEMPLATE_SIZE)
             jpegs.append(cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].ravel())
+    if not jpegs:
+        raise InputError(f"{arguments.folder}: no face was found on any of {len(paths)} pictures")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     np.savez(arguments.output, blob=np.concatenate(jpegs), off=np.cumsum([0, *map(len, jpegs)]))
     print(f"{arguments.output}: {len(jpegs)} faces of {len(paths)} pictures")

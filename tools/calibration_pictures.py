@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from data import Pack, pictures_below
-from emotion_faces import TEST, TRAIN, VALIDATION, at_size, labelled_files, load_faces
+from emotion_faces import TEST, TRAIN, VALIDATION, at_size, labelled_files, load_faces, numbered
 from numpy.typing import NDArray
 
 from edgefer.errors import InputError
@@ -106,10 +106,9 @@ def _open(path: Path, model_input: ModelInput) -> Source:
 
 def _from_folder(folder: Path) -> Source:
     labelled = list(labelled_files(folder))
-    names = tuple(sorted({label for _, label, _ in labelled}))
+    names, labels = numbered([label for _, label, _ in labelled])
     if len(names) > 1:
         usage = np.array([split for split, _, _ in labelled], np.uint8)
-        labels = np.array([names.index(label) for _, label, _ in labelled], np.intp)
         return Source(lambda row: read_picture(labelled[row][2]), usage, labels, names)
     files = pictures_below(folder)
     return Source(lambda row: read_picture(files[row]), np.full(len(files), TRAIN, np.uint8))

@@ -125,7 +125,7 @@ def at_size(image: Image, width: int, height: int) -> Image:
 
 
 def labelled_files(folder: Path) -> Iterator[tuple[int, str, Path]]:
-    """Split, label and path of each picture in a tree of `[split/]class/` folders, in order.
+    """Split, class's folder and path of each picture in a tree of `[split/]class/` folders, in order.
 
     What is beside the splits, and hidden folders and files, are passed over.
     """
@@ -134,7 +134,13 @@ def labelled_files(folder: Path) -> Iterator[tuple[int, str, Path]]:
     labels = [(SPLITS[top.name.lower()], label) for top in splits for label in _folders(top)]
     for split, label in labels or [(TRAIN, top) for top in tops]:
         for file in pictures_below(label):
-            yield split, label_name(label.name), file
+            yield split, label.name, file
+
+
+def numbered(folders: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.intp]]:
+    """The labels that classes' folders stand for, in the order in which Keras counts the folders; a number for each."""
+    names = tuple(dict.fromkeys(map(label_name, sorted(set(folders)))))
+    return names, np.array([names.index(label_name(folder)) for folder in folders], np.intp)
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -196,12 +202,11 @@ def _from_tree(path: Path, model_input: ModelInput) -> Faces:
     if not path.exists():
         raise InputError(f"{path} isn't there; a folder tree, a fer2013.csv or FER2013's sheets are wanted")
     files = list(labelled_files(path)) if path.is_dir() else []
-    names = tuple(sorted({label for _, label, _ in files}))
+    names, labels = numbered([label for _, label, _ in files])
     if len(names) < 2:
         raise InputError(f"{path}: a folder for each class is wanted, with pictures in it (train/happy/1.jpg, ...)")
     usage = np.array([split for split, _, _ in files], np.uint8)
     images = np.stack([_as_taken(read_picture(file), model_input) for _, _, file in files])
-    labels = np.array([names.index(label) for _, label, _ in files], np.intp)
     none = np.zeros((len(files), VOTES), np.uint8)
     return Faces(names, images, labels, usage, none, np.zeros(len(files), bool), _groups(images), False)
 

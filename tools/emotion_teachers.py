@@ -10,7 +10,7 @@ import cv2
 import keras
 import numpy as np
 from data import Pack, open_pack
-from emotion_faces import GRAY_48
+from emotion_faces import GRAY_48, at_size
 from emotion_networks import SIZE
 from numpy.typing import NDArray
 
@@ -19,10 +19,12 @@ from edgefer.messages import Box, Detection, Image
 from edgefer.vision.card import Crop
 from edgefer.vision.emotion import EmotionReader
 from edgefer.vision.model import Model
-from edgefer.vision.preprocess import TEMPLATE, TEMPLATE_SIZE, crop_face, normalise, to_colour
+from edgefer.vision.preprocess import TEMPLATE, TEMPLATE_SIZE, Matrix, crop_matrix, normalise, to_colour, warp
 
 FRAME = Crop("points", 0.92, (0.003, 0.084))
 """FER2013's frame around an aligned face: what brings the template to YuNet's landmarks on 1,086 of its images."""
+BORDER = 8
+"""Pixels around the aligned face, of 112, in which its edge is repeated."""
 MOST = 2500
 """How many unlabelled faces are taken of those that the teachers take for one class: most that people photograph
 smile, or do nothing."""
@@ -58,9 +60,13 @@ def read_teacher(path: Path, names: Sequence[str]) -> Answer:
         reader = EmotionReader(Model(path, "emotion"))
         if tuple(reader.labels) != tuple(names):
             raise InputError(f"{path}: it tells {', '.join(reader.labels)}, and what is learnt is {', '.join(names)}")
-        size = reader.model.card.input.width, reader.model.card.input.height
-        return lambda images: np.stack([reader.read(np.asarray(cv2.resize(i, size), np.uint8)) for i in images])
+        size = reader.model.card.input
+        return lambda images: np.stack([reader.read(at_size(image, size.width, size.height)) for image in images])
+    if not path.is_file():
+        raise InputError(f"{path} isn't there; a .keras of an earlier run, or a .tflite with its card, is wanted")
     model = keras.models.load_model(path, compile=False)
+    if model.output_shape[1:] != (len(names),):
+        raise InputError(f"{path}: it gives {model.output_shape[1:]} scores, and {len(names)} labels are learnt")
     return lambda images: np.asarray(model.predict(as_input(images), batch_size=256, verbose=0))
 
 
@@ -74,9 +80,15 @@ def as_framed(pack: Pack) -> Image:
     """Aligned faces as FER2013 frames its own, n x 48 x 48, gray."""
     left_eye, right_eye, nose, left_mouth, right_mouth = ((x, y) for x, y in TEMPLATE.tolist())
     points = left_eye, right_eye, nose, left_mouth, right_mouth
-    whole = Detection(Box(0, 0, TEMPLATE_SIZE, TEMPLATE_SIZE), 1.0, points)
-    crops = [crop_face(pack.picture(number), whole, FRAME, SIZE, SIZE) for number in range(len(pack))]
-    return np.stack([to_colour(crop, "gray")[..., 0] for crop in crops])
+    matrix = crop_matrix(Detection(Box(0, 0, TEMPLATE_SIZE, TEMPLATE_SIZE), 1.0, points), FRAME, SIZE, SIZE)
+    matrix[:, 2] -= matrix[:, :2].sum(1) * BORDER
+    return np.stack([_framed(pack.picture(number), matrix) for number in range(len(pack))])
+
+
+def _framed(face: Image, matrix: Matrix) -> Image:
+    # The frame reaches below the aligned face; a black bar there would tell these faces from others.
+    wider = cv2.copyMakeBorder(face, BORDER, BORDER, BORDER, BORDER, cv2.BORDER_REPLICATE)
+    return warp(to_colour(np.asarray(wider, np.uint8), "gray")[..., 0], matrix, SIZE, SIZE)
 
 
 def at_most(number: int, classes: NDArray[np.intp]) -> NDArray[np.intp]:

@@ -28,7 +28,7 @@ from evaluate_embedding import evaluate_alignment, evaluate_embedding
 from evaluate_emotion import evaluate_emotion
 from evaluate_gallery import evaluate_gallery
 
-from edgefer.vision.card import Metric, read_card
+from edgefer.vision.card import Metric, ModelCard, read_card
 from edgefer.vision.model import Model
 
 EVALUATORS: dict[str, Callable[[Model, Path], list[Metric]]] = {
@@ -72,15 +72,24 @@ def main() -> None:
         for metric in metrics:
             # A label that only one of them knows leaves the other's place empty.
             told = figures.setdefault((metric.dataset, metric.split, metric.metric), [" " * 17] * len(measured))
-            # What was measured just now comes before what the card keeps of another precision.
-            if told[number].isspace():
-                told[number] = f"{metric.value:8.4f} {metric.precision:8}"
+            told[number] = f"{metric.value:8.4f} {metric.precision:8}"
     for (dataset, split, name), told in figures.items():
         print(f"{dataset:14} {split:22} {name:28} {'  '.join(told)}".rstrip())
     if not arguments.dry_run:
-        in_float = [metric for metrics in measured[1:] for metric in metrics if metric.precision == "float32"]
-        card = dataclasses.replace(read_card(arguments.card), metrics=(*measured[0], *in_float))
-        arguments.card.write_text(card.to_json())
+        card = read_card(arguments.card)
+        new = [*measured[0]]
+        if arguments.beside and is_float_of(read_card(arguments.beside), card):
+            new += measured[1]
+        # Figures of other data, or of another precision, stay.
+        anew = {(metric.dataset, metric.split, metric.precision) for metric in new}
+        kept = [metric for metric in card.metrics if (metric.dataset, metric.split, metric.precision) not in anew]
+        arguments.card.write_text(dataclasses.replace(card, metrics=(*new, *kept)).to_json())
+
+
+def is_float_of(other: ModelCard, card: ModelCard) -> bool:
+    """Whether a card is of the same model as another's, converted with `--precision float32`."""
+    in_float = {**card.training, "precision": "float32"}
+    return (other.input, other.labels, other.training) == (card.input, card.labels, in_float)
 
 
 if __name__ == "__main__":

@@ -41,9 +41,9 @@ Found = list[list[Detection]]
 
 
 def evaluate_detector(model: Model, data: Path) -> list[Metric]:
-    """The figures of an int8 card; those of its float original, which the trainer measured, stay."""
-    kept = (metric for metric in model.card.metrics if metric.precision != "int8")
-    return [*figures(model, held_out_people(data), validation_photos(data), "int8"), *kept]
+    """The figures of a model, at its card's precision."""
+    precision = model.card.training.get("precision", "int8")
+    return figures(model, held_out_people(data), validation_photos(data), precision)
 
 
 def figures(

@@ -28,7 +28,10 @@ def evaluate_emotion(model: Model, data: Path) -> list[Metric]:
     card = model.card
     faces = find_faces(data, model_input=card.input)
     reader = EmotionReader(model)
-    tested = faces.rows(TEST) if (faces.usage == TEST).any() else np.arange(len(faces.labels))
+    has_test = bool((faces.usage == TEST).any())
+    tested = faces.rows(TEST) if has_test else np.arange(len(faces.labels))
+    if not has_test:
+        print(f"{data}: there is no test/, so all faces count: a model that learned from some of them looks too good")
     rows, labels = with_labels_of(faces, tested, reader.labels)
     answers, seconds = read_all(reader, faces.images[rows])
     precision = card.training.get("precision", "int8")
@@ -37,7 +40,7 @@ def evaluate_emotion(model: Model, data: Path) -> list[Metric]:
     others = f" ({len(tested) - len(rows)} of labels that it doesn't know are left out)" * (len(rows) < len(tested))
     print(f"{model.path}: {len(rows)} faces{others}, {seconds * 1000:.3f} ms each on one thread (median)")
     print(f"  confusion matrix in {plot}")
-    split = "PrivateTest" if faces.is_fer2013 else "test" if (faces.usage == TEST).any() else "all"
+    split = "PrivateTest" if faces.is_fer2013 else "test" if has_test else "all"
     source = "FER2013" if faces.is_fer2013 else data.name
     return [
         Metric(source, split, name, round(value, 4), precision)
@@ -58,16 +61,19 @@ def read_all(reader: EmotionReader, images: NDArray[np.uint8]) -> tuple[Probabil
 
 
 def measure(probabilities: Probabilities, labels: NDArray[Any], names: tuple[str, ...]) -> dict[str, float]:
-    """Accuracy, macro-F1, calibration error, and each label's recall and precision, all 0..1."""
+    """Accuracy, macro-F1, calibration error, and each label's recall and precision, all 0..1.
+
+    A label that no face has tells nothing, and counts for nothing.
+    """
     confusion = confusion_matrix(labels, probabilities.argmax(1), len(names))
     right = np.diag(confusion)
     actual, answered = confusion.sum(1), confusion.sum(0)
     return {
         "accuracy": float(right.sum() / confusion.sum()),
-        "macro-F1": float((2 * right / np.maximum(actual + answered, 1)).mean()),
+        "macro-F1": float((2 * right / np.maximum(actual + answered, 1))[actual > 0].mean()),
         "expected calibration error": calibration_error(probabilities, labels),
-        **{f"recall {name}": float(right[i] / max(actual[i], 1)) for i, name in enumerate(names)},
-        **{f"precision {name}": float(right[i] / max(answered[i], 1)) for i, name in enumerate(names)},
+        **{f"recall {name}": float(right[i] / actual[i]) for i, name in enumerate(names) if actual[i]},
+        **{f"precision {name}": float(right[i] / max(answered[i], 1)) for i, name in enumerate(names) if actual[i]},
     }
 
 

@@ -147,26 +147,26 @@ def several(gallery: Gallery, rule: IdentityRule, shown: People, strangers: Peop
 
     Harder than a clip: the pictures are of several days, and their mean is nearer to everybody.
     """
-    known = [(name, track_name(gallery, rule, faces)) for name, faces in shown.items() if len(faces) >= MIN_READINGS]
-    named = [track_name(gallery, rule, faces) for faces in strangers.values() if len(faces) >= MIN_READINGS]
+    known = [(name, track_names(gallery, rule, faces)) for name, faces in shown.items() if len(faces) >= MIN_READINGS]
+    named = [track_names(gallery, rule, faces) for faces in strangers.values() if len(faces) >= MIN_READINGS]
     return [
-        Share(sum(name is not None for name in named), len(named)),
-        Share(sum(name == answer for name, answer in known), len(known)),
+        Share(sum(set(names) != {None} for names in named), len(named)),
+        Share(sum(names[-1] == name for name, names in known), len(known)),
     ]
 
 
-def track_name(gallery: Gallery, rule: IdentityRule, faces: Floats) -> str | None:
-    """The name that a track has in the end."""
+def track_names(gallery: Gallery, rule: IdentityRule, faces: Floats) -> list[str | None]:
+    """The name that a track has after each of its looks: one that it had for a moment was published too."""
     coming = iter(faces)
     identifier = Identifier(lambda *_: next(coming), gallery, rule)
-    name = None
+    names = []
     for n in range(len(faces)):
         at_s = n * EVERY_S
         track = Track("a", Detection(Box(0, 0, 112, 112), 1.0, None), 0.0, NOW, at_s, NOW)
         frame = Frame(np.zeros((1, 1, 3), np.uint8), n, at_s, NOW, at_s, "lfw")
         (face,) = identifier(frame, [Face(track, Quality(112, 1.0, 1.0))])
-        name = face.identity.name
-    return name
+        names.append(face.identity.name)
+    return names
 
 
 def clip_line(path: Path, enrolled: People, model: Model, rule: IdentityRule) -> str:

@@ -1,5 +1,7 @@
 """Set the threshold and the margin in an embedding model's card, on CelebA people whom it never learned from.
 
+The card says which rate of strangers it stands for, as a metric.
+
     python tools/fit_threshold.py models/identity-112.json
 
 At the threshold, 1 in 2,000 strangers is given a name where 50 people are enrolled by three pictures each: half of what
@@ -26,11 +28,12 @@ from evaluate_gallery import gallery_of
 from train_embedding import held_out
 
 from edgefer.gallery import Match
-from edgefer.vision.card import read_card
+from edgefer.vision.card import Metric, read_card
 from edgefer.vision.embedder import Embedder
 from edgefer.vision.model import Model
 
 STRANGERS_NAMED, PEOPLE, SHOTS = 5e-4, 50, 3
+DATASET, RATE_NAMED = "CelebA and UTKFace", f"strangers named at the threshold, {PEOPLE} people by {SHOTS} pictures"
 TAIL = 0.01
 """The share of strangers, those who come nearest, whose cosines are taken to fall off exponentially."""
 DRAWS = 100
@@ -71,7 +74,9 @@ def main() -> None:
     if arguments.dry_run:
         return
     card = read_card(arguments.card)
-    card = dataclasses.replace(card, thresholds={"match": threshold, "margin": MARGIN})
+    rate = Metric(DATASET, "held out", RATE_NAMED, STRANGERS_NAMED, "int8")
+    others = [metric for metric in card.metrics if metric.metric != RATE_NAMED]
+    card = dataclasses.replace(card, thresholds={"match": threshold, "margin": MARGIN}, metrics=(*others, rate))
     arguments.card.write_text(card.to_json())
 
 

@@ -11,7 +11,7 @@ import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
-from agreement import accuracy, run_original
+from agreement import AT_ONCE, accuracy, run_original
 from calibration_pictures import Labels
 from keras_models import KerasModel
 
@@ -67,9 +67,14 @@ def _strangeness(model: KerasModel, images: list[Image], model_input: ModelInput
     if norm is None:
         return None
     reach, mean, variance = norm
-    values = reach(np.stack([normalise(to_colour(image, model_input.colour), model_input) for image in images]))
-    values = values.reshape(-1, values.shape[-1])
+    count, total, squares = 0, np.zeros(len(mean)), np.zeros(len(mean))
+    for start in range(0, len(images), AT_ONCE):
+        some = images[start : start + AT_ONCE]
+        values = reach(np.stack([normalise(to_colour(image, model_input.colour), model_input) for image in some]))
+        values = values.reshape(-1, values.shape[-1]).astype(np.float64)
+        count, total, squares = count + len(values), total + values.sum(0), squares + (values**2).sum(0)
+    deviation = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 1e-12))
     spread = np.sqrt(np.maximum(variance, 1e-12))
-    shifts = np.abs(values.mean(0) - mean) / spread
-    scales = np.abs(np.log(np.maximum(values.std(0), 1e-12) / spread))
+    shifts = np.abs(total / count - mean) / spread
+    scales = np.abs(np.log(np.maximum(deviation, 1e-12) / spread))
     return float(np.median(shifts + scales))

@@ -188,7 +188,7 @@ def _config(path: Path) -> tuple[dict[str, Any], str | None]:
             with h5py.File(path) as file:
                 config, version = json.loads(file.attrs["model_config"]), file.attrs.get("keras_version")
         config["class_name"], config["config"]
-    except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: holds no architecture of a Keras model ({_why(error)}): is it damaged?") from error
     return config, version if version is None else os.fsdecode(version)
 
@@ -227,7 +227,7 @@ def _first_that_reads(
     path: Path, config: dict[str, Any], version: str | None, weights: Path | None, keras: Any
 ) -> KerasModel:
     """The model, by the Keras that wrote it or else by the other one."""
-    if any(kind == "Lambda" for kind, _ in _all_layers(config)):
+    if _holds_lambda(config):
         # Keras 2 would run what code the file holds.
         raise InputError(_foreign(path, config, keras))
     libraries = [keras] if (version or "").startswith("3") else [*_keras_2(), keras]
@@ -259,7 +259,7 @@ def _foreign(path: Path, config: dict[str, Any], library: Any) -> str:
     own = []
     for kind, settings in _all_layers(config):
         name = settings.get("name", "")
-        if kind == "Lambda" or not hasattr(library.layers, kind.split(">")[-1]):
+        if _holds_lambda({"class_name": kind, "config": settings}) or not hasattr(library.layers, kind.split(">")[-1]):
             own.append(f"{kind} {name!r}")
         activation = settings.get("activation")
         if isinstance(activation, dict) and activation.get("class_name") == "function":
@@ -271,6 +271,14 @@ def _foreign(path: Path, config: dict[str, Any], library: Any) -> str:
         "Save the model as a SavedModel where that code is (model.export('folder'), before Keras 2.13 "
         "model.save('folder')), and name the folder here"
     )
+
+
+def _holds_lambda(part: Any) -> bool:
+    """Whether there is a Lambda anywhere in an architecture, within a TimeDistributed too."""
+    if isinstance(part, dict):
+        name = part.get("class_name")
+        return (isinstance(name, str) and name.split(">")[-1] == "Lambda") or any(map(_holds_lambda, part.values()))
+    return isinstance(part, list) and any(map(_holds_lambda, part))
 
 
 def _all_layers(config: Any) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from edgefer.errors import InputError
 from edgefer.messages import Detection, Image
+from edgefer.pictures import read_picture
 
 SIDE = 320
 """Pictures are labelled at this long side, in pixels: a face that fills a larger one is missed."""
@@ -69,8 +70,9 @@ def main() -> None:
 
 def read(path: Path) -> Image | None:
     """A picture (BGR) of at most KEPT_SIDE, None when it can't be read."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
+    try:
+        image = read_picture(path)
+    except InputError:
         return None
     scale = min(1.0, KEPT_SIDE / max(image.shape[:2]))
     smaller = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

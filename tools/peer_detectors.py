@@ -12,6 +12,7 @@ from typing import Any, cast
 import cv2
 import numpy as np
 
+from edgefer.errors import InputError
 from edgefer.messages import Box, Detection, Image, Landmarks
 from edgefer.vision.detector import MAX_IOU, suppress
 from edgefer.vision.preprocess import letterbox
@@ -34,7 +35,12 @@ class Scrfd:
     """SCRFD (Guo et al. 2021): two anchors a cell on three grids; sides and points in strides from its corner."""
 
     def __init__(self, model: Path, side: int, min_score: float) -> None:
-        import ncnn  # noqa: PLC0415  # of use here only
+        try:
+            import ncnn  # noqa: PLC0415  # of use here only
+        except ImportError as error:
+            raise InputError("SCRFD runs through ncnn, which isn't installed: pip install ncnn") from error
+        if not model.with_name(model.name + ".param").is_file():
+            raise InputError(f"{model}.param isn't there; name the folder of the research data with --data")
 
         self._ncnn, self._side, self._min_score = ncnn, side, min_score
         self._net = ncnn.Net()

@@ -25,7 +25,7 @@ import backend  # before Keras
 import keras
 import numpy as np
 from batches import WORKERS, Batch, Batches, Make
-from command_line import Parser, run
+from command_line import Parser, count, run
 from data import DATA
 from detector_scenes import Scenes, augmented, targets
 from evaluate_detector import average_precision, figures, find, held_out_people, validation_photos
@@ -33,6 +33,7 @@ from keras import layers, ops
 from muon import Muon
 from numpy.typing import NDArray
 
+from edgefer.errors import InputError
 from edgefer.messages import Image
 from edgefer.vision.card import ModelCard, ModelInput
 from edgefer.vision.decoders import grid_cells
@@ -60,8 +61,8 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/detector"), help="folder to write")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--epochs", type=count, default=60, help="%(default)s")
+    parser.add_argument("--batch", type=count, default=16, help="pictures a step (%(default)s)")
     parser.add_argument("--rate", type=float, default=8e-3, help="the highest learning rate (%(default)s)")
     parser.add_argument("--people-repeats", type=int, default=4, help="times an epoch shows faceboxes_dev")
     parser.add_argument("--more", type=Path, nargs="*", default=[], help="packs of large faces (label_faces.py)")
@@ -78,6 +79,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     settings = vars(arguments) | {"command": shlex.join(["python", *sys.argv])}
     if arguments.resume:
+        if not (folder / "progress.json").is_file():
+            raise InputError(f"nothing to resume: {folder} holds no epoch of a run")
         settings = json.loads((folder / "settings.json").read_text()) | {"workers": arguments.workers}
     settings["more"] = [str(path) for path in settings["more"]]
     (folder / "settings.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
@@ -135,7 +138,10 @@ def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
                 losses.append(float(trained.train_on_batch(x, y)))
                 if len(losses) % 100 == 0:
                     print(f"  step {len(losses)} of {steps}, loss {np.mean(losses[-100:]):.3f}", flush=True)
-            trained.save_weights(checkpoint)
+            # Written aside first: a run that is stopped here still resumes.
+            aside = folder / "writing.weights.h5"
+            trained.save_weights(aside)
+            aside.replace(checkpoint)
             progress.write_text(json.dumps({"epochs_done": epoch + 1}))
             line = f"epoch {epoch + 1} of {epochs}, loss {np.mean(losses):.4f}"
             if (epoch + 1) % settings["validate_every"] == 0:
@@ -322,7 +328,8 @@ def card(name: str, settings: dict[str, Any]) -> ModelCard:
         training={
             "command": settings["command"],
             "data": "det_train and the even half of faceboxes_dev"
-            + ("; large faces of UTKFace and All-Age-Faces, labelled by SCRFD-2.5g" if settings["more"] else "")
+            + (f"; large faces ({', '.join(Path(pack).stem for pack in settings['more'])}), labelled by SCRFD-2.5g")
+            * bool(settings["more"])
             + "; random start",
             "seed": settings["seed"],
         },

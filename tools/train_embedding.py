@@ -18,6 +18,7 @@ import json
 import secrets
 import shlex
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import cv2
 import keras
 import numpy as np
 from batches import WORKERS, Batch, Batches, Make
-from command_line import Parser, run
+from command_line import Parser, count, run
 from data import DATA, Pack, open_pack
 from keras import layers, ops
 from muon import Muon
@@ -34,6 +35,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from training import checkpoint, fit, history
 
+from edgefer.errors import InputError
 from edgefer.messages import Image
 from edgefer.vision.card import Crop, ModelCard, ModelInput
 from edgefer.vision.preprocess import TEMPLATE_SIZE as SIZE
@@ -62,8 +64,8 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path("runs/embedding"), help="the run's folder (%(default)s)")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
     parser.add_argument("--more", type=Path, nargs="*", default=[], help="packs of aligned faces (align_faces.py)")
-    parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--epochs", type=count, default=40, help="%(default)s")
+    parser.add_argument("--batch", type=count, default=128, help="faces a step (%(default)s)")
     parser.add_argument("--rate", type=float, default=0.012, help="the highest learning rate (%(default)s)")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31), help="a random one unless given")
     parser.add_argument("--workers", type=int, default=WORKERS, help="processes that make batches (%(default)s)")
@@ -74,6 +76,8 @@ def main() -> None:
     folder: Path = arguments.out
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.resume:
+        if not (folder / "settings.json").is_file():
+            raise InputError(f"nothing to resume: {folder / 'settings.json'} isn't there")
         kept = json.loads((folder / "settings.json").read_text())
         parser.set_defaults(**kept)
         arguments = parser.parse_args()
@@ -100,6 +104,8 @@ def main() -> None:
     if arguments.resume and checkpoint(folder).is_file():
         model = keras.models.load_model(checkpoint(folder), custom_objects={"away": away, "alike": alike})
         done = history(folder)
+        # With another --epochs, the rest of the way down is steeper or flatter.
+        model.optimizer.learning_rate = warm_cosine(arguments.rate, len(batches) * arguments.epochs)
     else:
         model, done = network(), []
         if arguments.start:
@@ -136,7 +142,9 @@ def teach(path: Path, pack: Pack, folder: Path, peers: Path, limit: int | None) 
 
     Each is the mean of the face's and its mirror image's: steadier, and learnt from both.
     """
-    kept = folder / f"{path.stem}{'' if limit is None else f'-{limit}'}.npy"
+    # Another pack of the same name is known by its pictures' sizes.
+    digest = zlib.crc32(pack.fields["off"].tobytes())
+    kept = folder / f"{path.stem}-{digest:08x}{'' if limit is None else f'-{limit}'}.npy"
     if kept.is_file():
         vectors: Floats = np.load(kept)
         return vectors
@@ -198,6 +206,8 @@ def augment(face: Image, rng: np.random.Generator) -> Image:
     if rng.random() < 0.5:
         matrix = matrix @ np.array([[-1, 0, SIZE - 1], [0, 1, 0], [0, 0, 1]])
     face = np.asarray(cv2.warpAffine(face, matrix, (SIZE, SIZE), borderMode=cv2.BORDER_REPLICATE))
+    if rng.random() < 0.1:
+        face = cv2.GaussianBlur(face, (0, 0), rng.uniform(0.5, 2.0))
     if rng.random() < 0.2:
         side = int(rng.integers(32, 90))
         face = cv2.resize(cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA), (SIZE, SIZE))
@@ -256,12 +266,17 @@ def away(taught: Any, given: Any) -> Any:
     return 1.0 - alike(taught, given)
 
 
-def compile_for(model: keras.Model, rate: float, steps: int) -> None:
-    """Muon, a short warm-up, a cosine down to zero, and an average of the weights."""
+def warm_cosine(rate: float, steps: int) -> Any:
+    """A short warm-up, then a cosine down to zero."""
     warm_up = min(300, steps // 10)
-    schedule = keras.optimizers.schedules.CosineDecay(1e-5, steps - warm_up, warmup_target=rate, warmup_steps=warm_up)
+    return keras.optimizers.schedules.CosineDecay(1e-5, steps - warm_up, warmup_target=rate, warmup_steps=warm_up)
+
+
+def compile_for(model: keras.Model, rate: float, steps: int) -> None:
+    """Muon, and an average of the weights."""
+    rates = warm_cosine(rate, steps)
     optimizer = Muon(
-        schedule, weight_decay=0.02, adam_weight_decay=0.02, adam_lr_ratio=0.5, use_ema=True, ema_momentum=0.998
+        rates, weight_decay=0.02, adam_weight_decay=0.02, adam_lr_ratio=0.5, use_ema=True, ema_momentum=0.998
     )
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     model.compile(optimizer, away, metrics=[alike], jit_compile=backend.COMPILE)

@@ -20,8 +20,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from pathlib import Path
 
@@ -51,6 +54,8 @@ LABEL_VOTES = 10.0
 """How many of FER+'s ten votes the original label is worth: what is reported is agreement with the original labels."""
 LEAST_FOUND, MOST_LOST = 0.48, 0.005
 """What share of each emotion's validation images is to be found, and what accuracy that may cost."""
+STEP, MOST_STEPS = 0.05, 200
+"""How the answers are shifted towards it: nothing found after all of these is never found."""
 CALIBRATION_IMAGES = 1024
 """A quarter calibrates, the others check."""
 
@@ -116,7 +121,10 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
     if arguments.teacher or arguments.faces:
         kept = arguments.out / "taught.npz"  # answering takes minutes, and a resumed run shouldn't wait for it again
         if not (arguments.resume and kept.is_file()):
-            images, targets = taught(images, targets, arguments.teacher, arguments.faces, faces.names)
+            # In a process of its own: Batches forks, and beside Keras's threads a fork can hang.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+                asked = images, targets, arguments.teacher, arguments.faces, faces.names
+                images, targets = apart.submit(taught, *asked).result()
             np.savez_compressed(kept, images=images, targets=targets)
         with np.load(kept) as archive:
             images, targets = archive["images"], archive["targets"]
@@ -132,8 +140,7 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
         model, done = network.build(len(faces.names)), []
         if arguments.start:
             # The mean of runs that began with the same weights is often better than each.
-            runs = [keras.models.load_model(start, compile=False).get_weights() for start in arguments.start]
-            model.set_weights([np.mean(weights, 0) for weights in zip(*runs, strict=True)])
+            model.set_weights(mean_weights(model, arguments.start))
         optimizer = network.optimizer(rates)
         model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"], jit_compile=backend.COMPILE)
     save_settings(arguments, model, faces.names, len(rows), len(held))
@@ -235,6 +242,18 @@ def augment(image: Image, rng: np.random.Generator) -> Image:
 # The model
 
 
+def mean_weights(model: keras.Model, starts: Sequence[Path]) -> list[Floats]:
+    """The mean of the weights of models like this one; InputError where one isn't."""
+    runs = []
+    for start in map(Path, starts):
+        if not start.is_file():
+            raise InputError(f"--start: {start} isn't there; a model.keras of an earlier run is wanted")
+        runs.append(keras.models.load_model(start, compile=False).get_weights())
+        if [weights.shape for weights in runs[-1]] != [weights.shape for weights in model.get_weights()]:
+            raise InputError(f"--start: {start} is another network than the one to train (--arch, --classes)")
+    return [np.mean(weights, 0) for weights in zip(*runs, strict=True)]
+
+
 def settle(model: keras.Model, images: Image) -> None:
     """Take the means and variances of batch normalisation anew.
 
@@ -256,6 +275,8 @@ def shift(model: keras.Model, images: Floats, labels: NDArray[np.intp]) -> None:
     """
     last = model.get_layer("emotion")
     scores = np.log(model.predict(images, batch_size=256, verbose=0) + 1e-9)
+    if not np.isfinite(scores).all():
+        raise InputError("the network's answers are no numbers: the training diverged; begin anew with a lower --rate")
     each = np.bincount(labels, minlength=scores.shape[1])
     root = np.sqrt(np.maximum(each, 1))
     bias = np.zeros(len(each))
@@ -263,13 +284,13 @@ def shift(model: keras.Model, images: Floats, labels: NDArray[np.intp]) -> None:
         answers = np.exp(scores + bias)
         bias += np.log(root / ((1 / root[labels]) @ (answers / answers.sum(1, keepdims=True))))
     accuracy = ((scores + bias).argmax(1) == labels).mean()
-    while True:
+    for _ in range(MOST_STEPS):
         right = (scores + bias).argmax(1) == labels
         found = np.bincount(labels, right, len(each)) / np.maximum(each, 1)
         least = np.where(each, found, 1).argmin()
         if found[least] >= LEAST_FOUND or right.mean() < accuracy - MOST_LOST:
             break
-        bias[least] += 0.05
+        bias[least] += STEP
     kernel, own = last.get_weights()
     last.set_weights([kernel, own + bias - bias.mean()])
 
@@ -302,8 +323,8 @@ def multiply_adds(model: keras.Model) -> int:
 
 
 def commit() -> str:
-    """The commit that the script was run from."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    """The commit that the script was run from, "-dirty" where it wasn't that alone."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # all of it is ours
     return result.stdout.strip()
 
@@ -337,13 +358,12 @@ def card(arguments: argparse.Namespace, network: Network, faces: Faces, trained_
             "command": f"KERAS_BACKEND={keras.backend.backend()} python tools/train_emotion.py{asked} "
             f"--epochs {arguments.epochs} --batch {arguments.batch} --rate {arguments.rate or network.rate} "
             f"--seed {arguments.seed}",
-            "data": f"{'FER2013' if of_fer2013 else Path(arguments.data).name}: {trained_on} training images (those "
-            "byte-identical to a test image left out)"
-            + (", their labels mixed half and half with FER+ votes" if network.votes and faces.votes.any() else ""),
+            "data": learnt_from(arguments, network, faces, trained_on),
             "seed": arguments.seed,
             "commit": commit(),
         },
-        licence="LicenseRef-edgefer-models-research-only" if of_fer2013 else "",
+        # What is learnt from another model, or with it as a start, is no freer than that.
+        licence="LicenseRef-edgefer-models-research-only" if of_fer2013 or arguments.start or arguments.teacher else "",
         intended_use=f"Telling {len(faces.names)} expressions on upright faces of about 48 pixels and more, as a "
         "signal to be smoothed over several frames. Not for judging a person, nor for decisions about people.",
         limits="An expression is not a feeling: people themselves agree with FER2013's labels about 65 % of the time. "
@@ -353,6 +373,23 @@ def card(arguments: argparse.Namespace, network: Network, faces: Faces, trained_
         if of_fer2013
         else "An expression is not a feeling. Profiles, masks and strong shadows are read badly.",
     )
+
+
+def learnt_from(arguments: argparse.Namespace, network: Network, faces: Faces, trained_on: int) -> str:
+    """What the card tells of the data."""
+    source = "FER2013" if faces.is_fer2013 else Path(arguments.data).name
+    parts = [f"{source}: {trained_on} training images (those byte-identical to a test image left out)"]
+    if network.votes and faces.votes.any():
+        parts.append("their labels mixed half and half with FER+ votes")
+    if arguments.teacher:
+        names = ", ".join(
+            Path(path).stem if Path(path).suffix == ".tflite" else str(path) for path in arguments.teacher
+        )
+        parts.append(f"and that with the answers of {names}")
+    if arguments.faces:
+        packs = ", ".join(Path(path).stem for path in arguments.faces)
+        parts.append(f"which were also learnt for faces without labels of {packs}")
+    return ", ".join(parts)
 
 
 if __name__ == "__main__":
