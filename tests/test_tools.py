@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 pytest.importorskip("keras", reason="the tools need the train extra: pip install 'edgefer[train]'")
 pytest.importorskip("tensorflow", reason="the tools need the train extra: pip install 'edgefer[train]'")
+pytest.importorskip("tf_keras", reason="Keras 2 comes with the train extra: pip install 'edgefer[train]'")
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the research data isn't beside this checkout")
 
 from edgefer.errors import InputError  # noqa: E402
@@ -50,11 +51,7 @@ def tool(name: str, *arguments: object, cwd: Path = ROOT) -> subprocess.Complete
 
 MODELS = """
 import os, sys; os.environ["KERAS_BACKEND"] = "tensorflow"
-import keras, tensorflow as tf
-try:
-    import tf_keras
-except ImportError:
-    tf_keras = None
+import keras, tensorflow as tf, tf_keras
 folder = sys.argv[1]
 
 def plain(k, end="softmax", activation="relu"):
@@ -90,13 +87,12 @@ class Mine(keras.layers.Layer):
     def call(self, x):
         return x[:, 0, 0]
 keras.Sequential([keras.Input((24, 24, 1)), Mine(name="mine_1")]).save(f"{folder}/custom.keras")
-old = tf_keras or keras
-old.utils.set_random_seed(1)
-model = separable(old)
+tf_keras.utils.set_random_seed(1)
+model = separable(tf_keras)
 model.compile("adam", lambda truth, guess: guess[:, 0])  # a loss that no file carries
 model.save(f"{folder}/old.h5")
 open(f"{folder}/cut.h5", "wb").write(open(f"{folder}/old.h5", "rb").read()[:9000])
-model = plain(old)
+model = plain(tf_keras)
 model.save_weights(f"{folder}/apart.weights.h5")
 open(f"{folder}/apart.json", "w").write(model.to_json())
 """
