@@ -209,7 +209,8 @@ class Gallery:
         """
         added: dict[str, int] = {}
         with self._file.changing() as database:
-            self._load()  # nobody else changes it any more
+            if self._file.changes != self._changes:  # since it was loaded, and nobody can any more
+                self._load()
             known, size = self._rows(), self._templates.shape[1]
             for newcomer in newcomers:
                 name = check_name(newcomer.name)

@@ -308,7 +308,7 @@ def _foreign(path: Path) -> InputError:
     return InputError(f"{path} is no gallery that this edgefer knows: move it away and enrol again")
 
 
-def set_aside(path: Path) -> list[Path]:
+def kept_aside(path: Path) -> list[Path]:
     """The damaged files that were kept aside of a gallery's."""
     return sorted(path.parent.glob(f"{path.stem}.damaged-*{path.suffix}"))
 

@@ -15,7 +15,7 @@ from edgefer.errors import BrokerError, InputError, UsageError
 from edgefer.exchange import export_people, read_people
 from edgefer.files import read_bounded
 from edgefer.gallery import Gallery, check_name, open_gallery
-from edgefer.gallery_file import TracesLeftError, set_aside
+from edgefer.gallery_file import TracesLeftError, kept_aside
 from edgefer.identify import identity_rule
 from edgefer.outbox import forget
 from edgefer.separation import Separation, separation
@@ -59,7 +59,7 @@ def remove(settings: Settings, options: argparse.Namespace) -> int:
     problems += [
         f"{path}: a damaged gallery that was kept aside may hold {name}'s faces: delete it (with its -wal) once you "
         "don't need it"
-        for path in set_aside(gallery.path)
+        for path in kept_aside(gallery.path)
     ]
     try:
         waiting = forget(settings, name)  # also of a name that somebody had before

@@ -362,10 +362,8 @@ def test_what_is_followed_for_over_a_second_is_a_face(tools, name):
     from evaluate_gallery import frames_of
     from peer_detectors import YuNet
 
-    detector, yunet = (
-        Detector(Model(find_model(name), "detector")),
-        YuNet(DATA / "peers/yunet_n_640_640.onnx", 640, 0.5),
-    )
+    detector = Detector(Model(find_model(name), "detector"))
+    yunet = YuNet(DATA / "peers/yunet_n_640_640.onnx", 640, 0.5)
     followed = 0
     for clip in sorted((DATA / "clips").glob("*.mp4")):
         track, looks = Tracker("clip"), defaultdict(list)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,11 +52,15 @@ def signal_to_noise_db(original: Floats, converted: Floats) -> float:
 
 def run_original(model: KerasModel, images: list[Image], model_input: ModelInput) -> list[Floats]:
     """The original's outputs for pictures (BGR or gray), through the daemon's preprocessing."""
-    parts = []
+    parts = [model(batch) for batch in as_batches(images, model_input)]
+    return [np.concatenate(output) for output in zip(*parts, strict=True)]
+
+
+def as_batches(images: list[Image], model_input: ModelInput) -> Iterator[Floats]:
+    """Pictures (BGR or gray) as an original takes them, AT_ONCE at a time."""
     for start in range(0, len(images), AT_ONCE):
         some = images[start : start + AT_ONCE]
-        parts.append(model(np.stack([normalise(to_colour(image, model_input.colour), model_input) for image in some])))
-    return [np.concatenate(output) for output in zip(*parts, strict=True)]
+        yield np.stack([normalise(to_colour(image, model_input.colour), model_input) for image in some])
 
 
 def run_tflite(content: bytes, card: ModelCard, images: list[Image], like: list[Floats]) -> list[Floats]:

@@ -13,6 +13,7 @@ import backend  # noqa: F401  # before Keras
 import keras
 from keras import layers
 from muon import Muon
+from training import warm_cosine
 
 Rates = Any  # a schedule or a number: Keras has no types
 SIZE = 48
@@ -100,12 +101,6 @@ def little_vgg(classes: int) -> keras.Model:
 def scores(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
     """The last layer: a probability for each class."""
     return layers.Dense(classes, activation="softmax", name="emotion")(x)
-
-
-def warm_cosine(rate: float, steps: int) -> Rates:
-    """A short warm-up, then a cosine down to zero."""
-    warm_up = min(500, steps // 10)
-    return keras.optimizers.schedules.CosineDecay(0.0, steps - warm_up, warmup_target=rate, warmup_steps=warm_up)
 
 
 def steady(rate: float, _: int) -> Rates:

@@ -11,13 +11,12 @@ import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
-from agreement import AT_ONCE, accuracy, run_original
+from agreement import accuracy, as_batches, run_original
 from calibration_pictures import Labels
 from keras_models import KerasModel
 
 from edgefer.messages import Image
 from edgefer.vision.card import ModelInput
-from edgefer.vision.preprocess import normalise, to_colour
 
 Range = tuple[float, float]
 USUAL: tuple[Range, ...] = ((0.0, 1.0), (-1.0, 1.0), (-0.5, 0.5), (0.0, 255.0))
@@ -68,9 +67,8 @@ def _strangeness(model: KerasModel, images: list[Image], model_input: ModelInput
         return None
     reach, mean, variance = norm
     count, total, squares = 0, np.zeros(len(mean)), np.zeros(len(mean))
-    for start in range(0, len(images), AT_ONCE):
-        some = images[start : start + AT_ONCE]
-        values = reach(np.stack([normalise(to_colour(image, model_input.colour), model_input) for image in some]))
+    for batch in as_batches(images, model_input):
+        values = reach(batch)
         values = values.reshape(-1, values.shape[-1]).astype(np.float64)
         count, total, squares = count + len(values), total + values.sum(0), squares + (values**2).sum(0)
     deviation = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 1e-12))

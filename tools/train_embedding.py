@@ -33,7 +33,7 @@ from keras import layers, ops
 from muon import Muon
 from numpy.typing import NDArray
 from tqdm import tqdm
-from training import checkpoint, fit, history
+from training import checkpoint, fit, history, warm_cosine
 
 from edgefer.errors import InputError
 from edgefer.messages import Image
@@ -101,16 +101,17 @@ def main() -> None:
     batches = Batches(maker(faces), len(faces), arguments.batch, arguments.seed, arguments.workers)
     validation = np.stack([normalise(held.picture(i), INPUT) for i in range(len(held))]), np.stack(held.taught)
 
+    rates = warm_cosine(arguments.rate, len(batches) * arguments.epochs, warm_up=300, first=1e-5)
     if arguments.resume and checkpoint(folder).is_file():
         model = keras.models.load_model(checkpoint(folder), custom_objects={"away": away, "alike": alike})
         done = history(folder)
         # With another --epochs, the rest of the way down is steeper or flatter.
-        model.optimizer.learning_rate = warm_cosine(arguments.rate, len(batches) * arguments.epochs)
+        model.optimizer.learning_rate = rates
     else:
         model, done = network(), []
         if arguments.start:
             go_on_from(keras.models.load_model(arguments.start, compile=False), model)
-        compile_for(model, arguments.rate, len(batches) * arguments.epochs)
+        compile_for(model, rates)
         start = float(ops.mean(alike(validation[1], model.predict(validation[0], verbose=0))))
         print(
             f"seed {arguments.seed}, {model.count_params() / 1e3:.0f} k parameters, {len(faces)} faces to learn, ",
@@ -266,15 +267,8 @@ def away(taught: Any, given: Any) -> Any:
     return 1.0 - alike(taught, given)
 
 
-def warm_cosine(rate: float, steps: int) -> Any:
-    """A short warm-up, then a cosine down to zero."""
-    warm_up = min(300, steps // 10)
-    return keras.optimizers.schedules.CosineDecay(1e-5, steps - warm_up, warmup_target=rate, warmup_steps=warm_up)
-
-
-def compile_for(model: keras.Model, rate: float, steps: int) -> None:
+def compile_for(model: keras.Model, rates: Any) -> None:
     """Muon, and an average of the weights."""
-    rates = warm_cosine(rate, steps)
     optimizer = Muon(
         rates, weight_decay=0.02, adam_weight_decay=0.02, adam_lr_ratio=0.5, use_ema=True, ema_momentum=0.998
     )

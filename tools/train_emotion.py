@@ -119,15 +119,7 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
     targets = soft_targets(faces) if network.votes else np.eye(len(faces.names), dtype=np.float32)[faces.labels]
     images, targets = faces.images[rows], targets[rows]
     if arguments.teacher or arguments.faces:
-        kept = arguments.out / "taught.npz"  # answering takes minutes, and a resumed run shouldn't wait for it again
-        if not (arguments.resume and kept.is_file()):
-            # In a process of its own: Batches forks, and beside Keras's threads a fork can hang.
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
-                asked = images, targets, arguments.teacher, arguments.faces, faces.names
-                images, targets = apart.submit(taught, *asked).result()
-            np.savez_compressed(kept, images=images, targets=targets)
-        with np.load(kept) as archive:
-            images, targets = archive["images"], archive["targets"]
+        images, targets = taught_once(images, targets, arguments, faces.names)
     batches = Batches(maker(images, targets), len(images), arguments.batch, arguments.seed, arguments.workers)
     validation = as_input(faces.images[held]), np.eye(len(faces.names), dtype=np.float32)[faces.labels[held]]
 
@@ -207,6 +199,21 @@ def soft_targets(faces: Faces) -> Floats:
     shares: Floats = (votes + LABEL_VOTES * np.eye(len(faces.names))[faces.labels]).astype(np.float32)
     shares /= shares.sum(1, keepdims=True)
     return shares
+
+
+def taught_once(
+    images: Image, targets: Floats, arguments: argparse.Namespace, names: Sequence[str]
+) -> tuple[Image, Floats]:
+    """What `taught` gives, kept in the run's folder: answering takes minutes, and a resumed run doesn't wait again."""
+    kept = arguments.out / "taught.npz"
+    if arguments.resume and kept.is_file():
+        with np.load(kept) as archive:
+            return archive["images"], archive["targets"]
+    # In a process of its own: Batches forks, and beside Keras's threads a fork can hang.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+        images, targets = apart.submit(taught, images, targets, arguments.teacher, arguments.faces, names).result()
+    np.savez_compressed(kept, images=images, targets=targets)
+    return images, targets
 
 
 def maker(images: Image, targets: Floats) -> Make:

@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import backend  # noqa: F401  # before Keras
 import keras
@@ -14,6 +15,12 @@ from batches import Batch, Batches
 from tqdm import tqdm
 
 Figures = dict[str, float]
+
+
+def warm_cosine(rate: float, steps: int, warm_up: int = 500, first: float = 0.0) -> Any:
+    """A learning rate that climbs from `first` for a tenth of the steps, `warm_up` at most, then a cosine to zero."""
+    warm_up = min(warm_up, steps // 10)
+    return keras.optimizers.schedules.CosineDecay(first, steps - warm_up, warmup_target=rate, warmup_steps=warm_up)
 
 
 def checkpoint(folder: Path) -> Path:
