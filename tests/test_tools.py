@@ -464,61 +464,52 @@ def test_a_network_learns_from_a_tree_without_its_test_faces_and_is_measured_on_
     assert not set(loaded.dup_group[rows]) & set(loaded.dup_group[held])
 
 
-def test_a_network_goes_on_from_the_mean_of_others_and_learns_their_answers(models, tmp_path):
+def test_a_network_goes_on_from_the_mean_of_others_and_learns_what_teachers_answer(models, tmp_path):
     import keras
     import train_emotion
     from emotion_faces import load_faces
-    from emotion_teachers import as_input, taught
+    from emotion_teachers import Teachers, at_most, with_unlabelled
 
     first, second = train_emotion.NETWORKS["fer2013-cnn"].build(3), train_emotion.NETWORKS["fer2013-cnn"].build(3)
     for model, name in ((first, "first"), (second, "second")):
         model.save(tmp_path / f"{name}.keras")
-    both = tmp_path / "first.keras", tmp_path / "second.keras"
-    tool("train_emotion.py", "--data", models / "faces", "--classes", "happy,sad,surprise", "--arch", "fer2013-cnn",
-         "--epochs", 1, "--batch", 16, "--limit", 16, "--rate", 1e-9, "--out", tmp_path / "run",
-         "--start", *both, "--teacher", *both)  # fmt: skip
-    began = keras.models.load_model(tmp_path / "run" / "model.keras", compile=False).get_weights()
-    for mean, one, other in zip(began, first.get_weights(), second.get_weights(), strict=True):
-        np.testing.assert_allclose(mean, (one + other) / 2, atol=1e-6)
-    assert f"--teacher {both[0]} {both[1]}" in read_card(tmp_path / "run" / "card.json").training["command"]
-
-    names = ("happy", "sad", "surprise")
-    images = load_faces(models / "faces", names).images[:5]
-    certain = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1]]
-    x, mirrored = as_input(images), as_input(images[:, :, ::-1])
-    answers = sum(model.predict(seen, verbose=0) for model in (first, second) for seen in (x, mirrored)) / 4
-    shown, learnt = taught(images, certain, both, [], names)
-    np.testing.assert_array_equal(shown, images)
-    np.testing.assert_allclose(learnt, (certain + answers) / 2, atol=1e-5)
-
-
-def test_faces_without_labels_teach_what_a_tflite_answers_for_them(models, tmp_path):
-    from emotion_faces import load_faces
-    from emotion_teachers import at_most, taught
-
-    tool("quantize.py", models / "tiny.keras", "--precision", "float32", "--range", -1, 1,
-         "--labels", "angry,happy,sad", "--calibrate", models / "faces", "-o", tmp_path / "tiny.tflite")  # fmt: skip
-    teacher = [tmp_path / "tiny.tflite"]
+    teachers = tmp_path / "float.tflite", tmp_path / "int8.tflite"
+    for teacher in teachers:
+        tool("quantize.py", models / "tiny.keras", "--precision", teacher.stem.replace("float", "float32"),
+             "--range", -1, 1, "--min-agreement", 0.5, "--labels", "happy,sad,surprise",
+             "--calibrate", models / "pictures.npy", "-o", teacher)  # fmt: skip
     aligned = [np.full((112, 112, 3), level, np.uint8) for level in (20, 200)]
     jpegs = [cv2.imencode(".jpg", face)[1].ravel() for face in aligned]
     np.savez(tmp_path / "more.npz", blob=np.concatenate(jpegs), off=np.cumsum([0, *map(len, jpegs)]))
-    names = ("angry", "happy", "sad")
-    images = load_faces(models / "faces", ("happy", "sad", "surprise")).images[:3]
-    certain = np.eye(3, dtype=np.float32)
-    shown, learnt = taught(images, certain, teacher, [tmp_path / "more.npz"], names)
-    assert shown[3:, 10, 24].tolist() == [20, 200], "dark and bright, gray, as they were packed"
-    reader = EmotionReader(Model(teacher[0], "emotion"))
-    for face, answer in zip(shown[3:], learnt[3:], strict=True):
-        seen = cv2.resize(face, (24, 24))
-        np.testing.assert_allclose(answer, (reader.read(seen) + reader.read(seen[:, ::-1])) / 2, atol=1e-5)
+    tool("train_emotion.py", "--data", models / "faces", "--classes", "happy,sad,surprise", "--arch", "fer2013-cnn",
+         "--epochs", 1, "--batch", 16, "--limit", 16, "--rate", 1e-9, "--workers", 2, "--out", tmp_path / "run",
+         "--start", tmp_path / "first.keras", tmp_path / "second.keras",
+         "--teacher", *teachers, "--faces", tmp_path / "more.npz")  # fmt: skip
+    began = keras.models.load_model(tmp_path / "run" / "model.keras", compile=False).get_weights()
+    for mean, one, other in zip(began, first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_allclose(mean, (one + other) / 2, atol=1e-6)
+    training = read_card(tmp_path / "run" / "card.json").training
+    assert training["data"].endswith("answers of float, int8, which were also learnt for faces without labels of more")
+
+    names = ("happy", "sad", "surprise")
+    both = Teachers(teachers, names)
+    images, targets = load_faces(models / "faces", names).images[:2], np.eye(3, dtype=np.float32)[:2]
+    images, targets = with_unlabelled(images, targets, [tmp_path / "more.npz"], both)
+    assert images[2:, 10, 24].tolist() == [20, 200], "dark and bright, gray, as they were packed"
+    shown, learnt = train_emotion.maker(images, targets, both)(np.arange(4), np.random.default_rng(0))
+    one, other = (EmotionReader(Model(teacher, "emotion")) for teacher in teachers)
+    for image, target, given, labelled in zip(shown, targets, learnt, (0.5, 0.5, 0, 0), strict=True):
+        face = cv2.resize(np.round(image[..., 0] * 255).astype(np.uint8), (24, 24))
+        answer = (one.read(face) + other.read(face)) / 2
+        np.testing.assert_allclose(given, labelled * target + (1 - labelled) * answer, atol=1e-5)
+
     some = at_most(2, np.array([1, 0, 1, 1, 1]))
     assert 1 in some
     assert len(some) == 3
-
-    with pytest.raises(InputError, match="it tells angry, happy, sad, and what is learnt is happy, sad"):
-        taught(images, certain, teacher, [], ("happy", "sad"))
+    with pytest.raises(InputError, match="it tells happy, sad, surprise, and what is learnt is happy, sad"):
+        Teachers(teachers, ("happy", "sad"))
     with pytest.raises(InputError, match="--teacher"):
-        taught(images, certain, [], [tmp_path / "more.npz"], names)
+        with_unlabelled(images, targets, [tmp_path / "more.npz"], None)
 
 
 def test_a_network_that_diverged_and_one_that_answers_one_thing_end_the_training():

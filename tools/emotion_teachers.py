@@ -1,13 +1,11 @@
-"""What tools/train_emotion.py learns from other models: their answers, for its images and for faces without labels."""
+"""What tools/train_emotion.py learns from other models: their answers for what it shows the network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import backend  # noqa: F401  # before Keras
 import cv2
-import keras
 import numpy as np
 from data import Pack, open_pack
 from emotion_faces import GRAY_48, at_size
@@ -17,7 +15,7 @@ from numpy.typing import NDArray
 from edgefer.errors import InputError
 from edgefer.messages import Box, Detection, Image
 from edgefer.vision.card import Crop
-from edgefer.vision.emotion import EmotionReader
+from edgefer.vision.emotion import EmotionReader, Probabilities
 from edgefer.vision.model import Model
 from edgefer.vision.preprocess import TEMPLATE, TEMPLATE_SIZE, Matrix, crop_matrix, normalise, to_colour, warp
 
@@ -30,50 +28,41 @@ MOST = 2500
 smile, or do nothing."""
 
 Floats = NDArray[np.float32]
-Answer = Callable[[Image], Floats]
-"""From images, n x 48 x 48, to probabilities, n x classes."""
 
 
-def taught(
-    images: Image, targets: Floats, teachers: Sequence[Path], packs: Sequence[Path], names: Sequence[str]
+class Teachers:
+    """Models (a .tflite each, its card beside it) that tell the emotions in `names`; InputError where one doesn't."""
+
+    def __init__(self, paths: Sequence[Path], names: Sequence[str]) -> None:
+        self._readers = [EmotionReader(Model(path, "emotion")) for path in paths]
+        for reader in self._readers:
+            if tuple(reader.labels) != tuple(names):
+                told, learnt = ", ".join(reader.labels), ", ".join(names)
+                raise InputError(f"{reader.model.path}: it tells {told}, and what is learnt is {learnt}")
+
+    def __call__(self, image: Image) -> Probabilities:
+        """The mean of their answers for a face (gray, any size)."""
+        told = []
+        for reader in self._readers:
+            size = reader.model.card.input
+            told.append(reader.read(at_size(image, size.width, size.height)))
+        return np.asarray(np.mean(told, 0), np.float32)
+
+    def half_of(self, targets: Floats, images: Image) -> Floats:
+        """What to learn for images: half targets, half their answers; these alone where a target (n x classes) is 0."""
+        told = np.stack([self(image) for image in images])
+        return np.asarray(targets / 2 + (1 - targets.sum(1, keepdims=True) / 2) * told, np.float32)
+
+
+def with_unlabelled(
+    images: Image, targets: Floats, packs: Sequence[Path], teachers: Teachers | None
 ) -> tuple[Image, Floats]:
-    """What to learn with teachers: for the images half of it is their answers; for the faces in packs all of it.
-
-    Both are put together, the packs' faces last.
-    """
+    """The images, and after them the packs' faces, whose targets are 0: MOST that the teachers take for one emotion."""
     if not teachers:
         raise InputError("--faces have no labels: name the models that answer for them with --teacher")
-    models = [read_teacher(Path(path), names) for path in teachers]
-    parts = [(images, np.asarray((targets + answers(models, images)) / 2, np.float32))]
-    for path in packs:
-        faces = as_framed(open_pack(Path(path)))
-        parts.append((faces, answers(models, faces)))
-    more, told = (np.concatenate(part) for part in zip(*parts, strict=True))
-    own = np.arange(len(images))
-    chosen = np.concatenate([own, len(images) + at_most(MOST, told[len(images) :].argmax(1))])
-    return more[chosen], told[chosen]
-
-
-def read_teacher(path: Path, names: Sequence[str]) -> Answer:
-    """A model of an earlier run (.keras), or a .tflite, which takes images as its card says; InputError otherwise."""
-    if path.suffix == ".tflite":
-        reader = EmotionReader(Model(path, "emotion"))
-        if tuple(reader.labels) != tuple(names):
-            raise InputError(f"{path}: it tells {', '.join(reader.labels)}, and what is learnt is {', '.join(names)}")
-        size = reader.model.card.input
-        return lambda images: np.stack([reader.read(at_size(image, size.width, size.height)) for image in images])
-    if not path.is_file():
-        raise InputError(f"{path} isn't there; a .keras of an earlier run, or a .tflite with its card, is wanted")
-    model = keras.models.load_model(path, compile=False)
-    if model.output_shape[1:] != (len(names),):
-        raise InputError(f"{path}: it gives {model.output_shape[1:]} scores, and {len(names)} labels are learnt")
-    return lambda images: np.asarray(model.predict(as_input(images), batch_size=256, verbose=0))
-
-
-def answers(models: Sequence[Answer], images: Image) -> Floats:
-    """The mean of what models answer for images and for their mirror images."""
-    each = [model(seen) for model in models for seen in (images, images[:, :, ::-1])]
-    return np.asarray(np.mean(each, 0), np.float32)
+    faces = np.concatenate([as_framed(open_pack(path)) for path in packs])
+    faces = faces[at_most(MOST, np.stack([teachers(face) for face in faces]).argmax(1))]
+    return np.concatenate([images, faces]), np.pad(targets, ((0, len(faces)), (0, 0)))
 
 
 def as_framed(pack: Pack) -> Image:

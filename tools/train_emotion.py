@@ -20,11 +20,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from pathlib import Path
 
@@ -38,7 +36,7 @@ from data import DATA
 from emotion_faces import GRAY_48, TRAIN, VOTE_OF, Faces, find_faces, validation_rows
 from emotion_networks import NETWORKS, SIZE, Network
 from emotion_plots import plot_confusion, plot_curves
-from emotion_teachers import as_input, taught
+from emotion_teachers import Teachers, as_input, with_unlabelled
 from evaluate_emotion import confusion_matrix
 from keras import layers
 from numpy.typing import NDArray
@@ -87,7 +85,7 @@ def main() -> None:
         type=Path,
         nargs="*",
         default=[],
-        help="models whose answers are half of what is learnt: .keras of earlier runs, or a .tflite with its card",
+        help="models whose answers are half of what is learnt: each a .tflite with its card",
     )
     parser.add_argument(
         "--faces",
@@ -118,9 +116,10 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
         raise InputError(f"{arguments.data}: {len(rows)} images to train on and {len(held)} to validate on")
     targets = soft_targets(faces) if network.votes else np.eye(len(faces.names), dtype=np.float32)[faces.labels]
     images, targets = faces.images[rows], targets[rows]
-    if arguments.teacher or arguments.faces:
-        images, targets = taught_once(images, targets, arguments, faces.names)
-    batches = Batches(maker(images, targets), len(images), arguments.batch, arguments.seed, arguments.workers)
+    teachers = Teachers([Path(path) for path in arguments.teacher], faces.names) if arguments.teacher else None
+    if arguments.faces:
+        images, targets = with_unlabelled(images, targets, [Path(path) for path in arguments.faces], teachers)
+    batches = Batches(maker(images, targets, teachers), len(images), arguments.batch, arguments.seed, arguments.workers)
     validation = as_input(faces.images[held]), np.eye(len(faces.names), dtype=np.float32)[faces.labels[held]]
 
     rates = network.rates(arguments.rate or network.rate, len(batches) * arguments.epochs)
@@ -201,26 +200,12 @@ def soft_targets(faces: Faces) -> Floats:
     return shares
 
 
-def taught_once(
-    images: Image, targets: Floats, arguments: argparse.Namespace, names: Sequence[str]
-) -> tuple[Image, Floats]:
-    """What `taught` gives, kept in the run's folder: answering takes minutes, and a resumed run doesn't wait again."""
-    kept = arguments.out / "taught.npz"
-    if arguments.resume and kept.is_file():
-        with np.load(kept) as archive:
-            return archive["images"], archive["targets"]
-    # In a process of its own: Batches forks, and beside Keras's threads a fork can hang.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
-        images, targets = apart.submit(taught, images, targets, arguments.teacher, arguments.faces, names).result()
-    np.savez_compressed(kept, images=images, targets=targets)
-    return images, targets
-
-
-def maker(images: Image, targets: Floats) -> Make:
-    """What makes a batch of augmented images and their targets."""
+def maker(images: Image, targets: Floats, teachers: Teachers | None) -> Make:
+    """What makes a batch of augmented images and their targets, which teachers give for the image as it is shown."""
 
     def make(rows: NDArray[np.intp], rng: np.random.Generator) -> Batch:
-        return as_input(np.stack([augment(images[row], rng) for row in rows])), targets[rows]
+        shown = np.stack([augment(images[row], rng) for row in rows])
+        return as_input(shown), teachers.half_of(targets[rows], shown) if teachers else targets[rows]
 
     return make
 
@@ -389,10 +374,7 @@ def learnt_from(arguments: argparse.Namespace, network: Network, faces: Faces, t
     if network.votes and faces.votes.any():
         parts.append("their labels mixed half and half with FER+ votes")
     if arguments.teacher:
-        names = ", ".join(
-            Path(path).stem if Path(path).suffix == ".tflite" else str(path) for path in arguments.teacher
-        )
-        parts.append(f"and that with the answers of {names}")
+        parts.append(f"and that with the answers of {', '.join(Path(path).stem for path in arguments.teacher)}")
     if arguments.faces:
         packs = ", ".join(Path(path).stem for path in arguments.faces)
         parts.append(f"which were also learnt for faces without labels of {packs}")
