@@ -13,6 +13,7 @@ from edgefer.cameras import EndOfStream, open_camera, parse_uri, uri_is_a_settin
 from edgefer.control import is_daemon_there
 from edgefer.errors import CameraError, EdgeferError, InputError
 from edgefer.gallery import open_gallery
+from edgefer.gallery_file import UnreadableGalleryError
 from edgefer.health import machine_problems
 from edgefer.messages import ProblemCode
 from edgefer.problems import HOT_C, kind
@@ -21,7 +22,7 @@ from edgefer.settings import Settings
 from edgefer.sight import is_dark
 from edgefer.store import Store
 from edgefer.vision import load_vision
-from edgefer.vision.model import RUNTIME, models_folder
+from edgefer.vision.model import RUNTIME, find_card, models_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +86,26 @@ def _broker(settings: Settings) -> str:
     if "mqtt" not in settings.sinks.split(","):
         return f"not used: EDGEFER_SINKS={settings.sinks}"
     check_broker(settings)
-    return f"{settings.mqtt.host}:{settings.mqtt.actual_port} takes our messages"
+    return f"{settings.mqtt.host}:{settings.mqtt.actual_port} lets us in"
 
 
 def _permissions(settings: Settings) -> str:
     folder = settings.state_dir
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    existing = next(parent for parent in (folder, *folder.parents) if os.access(parent, os.F_OK))
     if not os.access(existing, os.W_OK | os.X_OK) or not existing.is_dir():
         raise InputError(f"{folder}: user {os.getuid()} can't write there; set EDGEFER_STATE_DIR or change its owner")
-    vision = load_vision(settings, DEFAULT_DETECTOR)
-    if vision.embedder is None:
-        return f"{folder} can be written"
-    with closing(open_gallery(settings, vision.embedder.model.card)) as gallery:
-        count = len(gallery.people())
-        return f"{folder} can be written; {count} {'person is' if count == 1 else 'people are'} enrolled"
+    return f"{folder} can be written"
+
+
+def _people(settings: Settings) -> str:
+    if not settings.identity.enabled:
+        return "not used"
+    try:
+        with closing(open_gallery(settings, find_card(settings.identity.model))) as gallery:
+            count = len(gallery.people())
+    except UnreadableGalleryError as error:  # the daemon outlasts it, and knows nobody meanwhile
+        raise _RemarkError(str(error)) from error
+    return f"{count} {'is' if count == 1 else 'are'} enrolled"
 
 
 def _store(settings: Settings) -> str:
@@ -159,6 +166,7 @@ _looks: dict[str, Callable[[Settings], str]] = {
     "camera": _camera,
     "broker": _broker,
     "permissions": _permissions,
+    "people": _people,
     "store": _store,
     "clock": _clock,
     "temperature": _temperature,

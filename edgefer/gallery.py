@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgefer.errors import InputError, UsageError
-from edgefer.gallery_file import DamagedGalleryError, GalleryFile, are_units
+from edgefer.gallery_file import GalleryFile, UnreadableGalleryError, are_units
 from edgefer.settings import Settings
 from edgefer.vision.card import ModelCard
 from edgefer.vision.embedder import Embedding
@@ -87,15 +87,15 @@ class Gallery:
 
     `model` names the embedding model: templates of another can't be compared and are left out. `key` seals what is
     stored. The file is made only where `create` says so; without it, nobody is known. InputError when the file can't
-    be used, with what to do; but where `outlast_damage`, a damaged one is as none: `problem` tells, and `refresh` looks
-    whether it was mended.
+    be used, with what to do; but where `outlast`, one that can't be read for now is as none: `problem` tells, and
+    `refresh` looks whether it can be by then.
 
     `removed` holds the people whom the last `refresh` found removed, gone with all their faces. Who was renamed or
     merged is not among them, nor is anybody where the whole file was replaced or moved away.
     """
 
     def __init__(
-        self, folder: Path, model: str, key: str | None = None, *, create: bool = False, outlast_damage: bool = False
+        self, folder: Path, model: str, key: str | None = None, *, create: bool = False, outlast: bool = False
     ) -> None:
         self.path = folder / FILE
         self.model = model
@@ -105,8 +105,8 @@ class Gallery:
         try:
             self._file = GalleryFile(self.path, key, model, create=create)
             self._load()
-        except DamagedGalleryError as error:
-            if not outlast_damage:
+        except UnreadableGalleryError as error:
+            if not outlast:
                 raise
             self._tell(str(error))
             self._file = GalleryFile(self.path, None, model, blank=True)
@@ -385,17 +385,17 @@ class Gallery:
 
     def _tell(self, problem: str) -> None:
         if problem != self.problem:
-            log.error("%s", problem)
+            log.error("%s", problem, extra={"EDGEFER_CODE": "unreadable"})
         self.problem = problem
 
 
 _INSERT = "INSERT INTO template (person, model, embedding, quality, enrolled, picture) VALUES (?, ?, ?, ?, ?, ?)"
 
 
-def open_gallery(settings: Settings, card: ModelCard, *, create: bool = False, outlast_damage: bool = False) -> Gallery:
+def open_gallery(settings: Settings, card: ModelCard, *, create: bool = False, outlast: bool = False) -> Gallery:
     """The gallery of the settings' state folder, as the model with this card sees it."""
     key = settings.gallery.key.get_secret_value() if settings.gallery.key else None
-    gallery = Gallery(settings.state_dir, model_id(card), key, create=create, outlast_damage=outlast_damage)
+    gallery = Gallery(settings.state_dir, model_id(card), key, create=create, outlast=outlast)
     # Who adds people has looked before, or brings them from elsewhere.
     if not create and (lost := [person for person in gallery.people() if not person.templates]):
         log.warning(

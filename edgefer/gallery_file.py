@@ -46,7 +46,11 @@ MAX_LENGTH_ERROR = 1e-3
 it by less changes no cosine that counts."""
 
 
-class DamagedGalleryError(InputError):
+class UnreadableGalleryError(InputError):
+    """The file can't be read as things are: its disk or somebody else is in the way, or it is damaged."""
+
+
+class DamagedGalleryError(UnreadableGalleryError):
     """The file isn't a database any more, or a template in it can't be one."""
 
     def __init__(self, path: Path, found: str) -> None:
@@ -296,12 +300,25 @@ def _explained(path: Path, error: sqlite3.DatabaseError) -> InputError:
     if "no such table" in text or "no such column" in text:
         return _foreign(path)
     if "disk is full" in text or "disk I/O error" in text:
-        return InputError(f"{path}: {text}: nothing was changed; make room on the disk (df -h {path.parent})")
+        problem = f"{path}: {text}: nothing was changed; make room on the disk (df -h {path.parent})"
+        return UnreadableGalleryError(problem)
     if "locked" in text:
-        return InputError(f"{path}: another process has held the file for {PATIENCE_S:.0f} s; try again")
+        return UnreadableGalleryError(f"{path}: another process has held the file for {PATIENCE_S:.0f} s; try again")
     if "unable to open" in text or "readonly" in text:
+        if _is_read_only(path.parent):
+            return UnreadableGalleryError(
+                f"{path}: its disk can be read only: a card does that when it fails, and fstab may ask for it "
+                f"(`findmnt -T {path.parent}`); mount it writable"
+            )
         return InputError(f"{path}: {text}; run this as the owner of EDGEFER_STATE_DIR, or with sudo")
     return InputError(f"{path}: {text}; EDGEFER_STATE_DIR is its folder")
+
+
+def _is_read_only(folder: Path) -> bool:
+    try:
+        return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
 
 
 def _foreign(path: Path) -> InputError:

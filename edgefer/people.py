@@ -14,7 +14,7 @@ from edgefer.enroll import relearn
 from edgefer.errors import BrokerError, InputError, UsageError
 from edgefer.exchange import export_people, read_people
 from edgefer.files import read_bounded
-from edgefer.gallery import Gallery, check_name, open_gallery
+from edgefer.gallery import FILE, Gallery, check_name, open_gallery
 from edgefer.gallery_file import TracesLeftError, kept_aside
 from edgefer.identify import identity_rule
 from edgefer.outbox import forget
@@ -49,17 +49,20 @@ def list_people(settings: Settings, options: argparse.Namespace) -> int:
 def remove(settings: Settings, options: argparse.Namespace) -> int:
     """Forget a person: faces, pictures, and what still goes round with the name."""
     name = check_name(options.name)
-    problems, waiting = [], 0  # told once the rest is done
-    with _gallery(settings) as gallery:
-        removed = sum(person.templates + person.other_models for person in gallery.people() if person.name == name)
-        try:
+    problems, removed, waiting = [], 0, 0  # told once the rest is done
+    try:
+        with _gallery(settings) as gallery:
+            removed = sum(person.templates + person.other_models for person in gallery.people() if person.name == name)
             gallery.remove(name)
-        except TracesLeftError as error:
-            problems.append(str(error))
+    except TracesLeftError as error:
+        problems.append(str(error))
+    except InputError as error:
+        problems.append(str(error))
+        removed = 0
     problems += [
         f"{path}: a damaged gallery that was kept aside may hold {name}'s faces: delete it (with its -wal) once you "
         "don't need it"
-        for path in kept_aside(gallery.path)
+        for path in kept_aside(settings.state_dir / FILE)
     ]
     try:
         waiting = forget(settings, name)  # also of a name that somebody had before
@@ -209,5 +212,5 @@ def _clear_presence(settings: Settings, name: str, *, only_if_named: bool) -> bo
 def _is_named(name: str, presence: bytes) -> bool:
     try:
         return name in json.loads(presence)["known"]
-    except (ValueError, LookupError, TypeError):  # no presence of ours, or none at all
+    except (ValueError, LookupError, TypeError, RecursionError):  # no presence of ours, or none at all
         return False

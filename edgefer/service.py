@@ -110,7 +110,7 @@ def _identifier(
     if vision.embedder is None:
         return None
     card = vision.embedder.model.card
-    gallery = parts.enter_context(closing(open_gallery(settings, card, outlast_damage=True)))
+    gallery = parts.enter_context(closing(open_gallery(settings, card, outlast=True)))
     embed, rule = stopwatch.timed("embed", vision.embedder), identity_rule(settings, card)
     identifier = Identifier(embed, gallery, rule, forget=forget)
     return parts.enter_context(closing(identifier))

@@ -113,7 +113,7 @@ class TestDamage:
 
     def test_the_daemon_goes_on_without_people_until_it_is_mended(self, damaged, tmp_path):
         folder, broken = damaged
-        with closing(Gallery(folder, MODEL, outlast_damage=True)) as daemons:
+        with closing(Gallery(folder, MODEL, outlast=True)) as daemons:
             assert daemons.is_empty
             assert "damaged" in daemons.problem
             assert not daemons.refresh()
@@ -174,7 +174,7 @@ def test_a_gallery_of_a_newer_version_is_refused_and_not_touched(tmp_path, creat
         newer.execute("PRAGMA user_version=7")
     before = contents(tmp_path)
     with pytest.raises(InputError, match=r"newer edgefer \(version 7 .*EDGEFER_STATE_DIR"):
-        Gallery(tmp_path, MODEL, create=create, outlast_damage=True)
+        Gallery(tmp_path, MODEL, create=create, outlast=True)
     assert contents(tmp_path) == before
 
 
@@ -241,6 +241,29 @@ print(len(gallery.people()))
     assert "nothing was changed; make room on the disk" in told
     assert told.endswith("\n3\n")
     assert names(tmp_path) == ["Person 0", "Person 1", "Person 2"]
+
+
+def test_the_daemon_starts_on_a_full_disk_without_people_and_finds_them_once_there_is_room(tmp_path):
+    fill(tmp_path, 3)
+    daemon = elsewhere(
+        """
+import resource
+limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit))
+gallery = Gallery(Path(sys.argv[1]), sys.argv[2], outlast=True)
+print(gallery.is_empty, gallery.problem)
+print(gallery.refresh())
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+print(gallery.refresh(), len(gallery.people()), gallery.problem)
+""",
+        tmp_path,
+        MODEL,
+    )
+    told, errors = daemon.communicate(timeout=60)
+    first, *later = told.splitlines()
+    assert first.startswith("True ")
+    assert "disk I/O error: nothing was changed; make room on the disk" in first
+    assert later == ["False", "True 3 None"], errors
 
 
 @pytest.mark.parametrize(
@@ -330,9 +353,9 @@ class TestSealed:
 
     def test_a_wrong_key_is_never_an_empty_gallery(self, tmp_path):
         fill(tmp_path, key="right")
-        for outlast_damage in (False, True):
+        for outlast in (False, True):
             with pytest.raises(InputError, match=r"gallery\.sqlite3: .*isn't the key .*move the file away"):
-                Gallery(tmp_path, MODEL, "wrong", outlast_damage=outlast_damage)
+                Gallery(tmp_path, MODEL, "wrong", outlast=outlast)
         with pytest.raises(InputError, match="isn't the key"):
             Gallery(tmp_path, MODEL, "wrong", create=True)
         assert len(names(tmp_path, "right")) == 3
@@ -345,7 +368,7 @@ class TestSealed:
             broken = changed(tmp_path, sealed)
             with pytest.raises(InputError, match=r"gallery\.sqlite3: the file is damaged .*sealed.*changed"):
                 Gallery(tmp_path, MODEL, "right")
-            with closing(Gallery(tmp_path, MODEL, "right", outlast_damage=True)) as daemons:
+            with closing(Gallery(tmp_path, MODEL, "right", outlast=True)) as daemons:
                 assert daemons.is_empty
             assert (tmp_path / FILE).read_bytes() == broken
         fill(tmp_path, 2, key="right")

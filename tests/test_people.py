@@ -6,6 +6,7 @@ import pty
 import shutil
 import stat
 import threading
+import time
 from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from itertools import chain
@@ -15,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 from brokers import free_port, wait_until
+from examples import face_event
 from paho.mqtt import publish
 from test_models import place
 
@@ -25,7 +27,9 @@ from edgefer.errors import InputError
 from edgefer.gallery import Gallery, Newcomer, Template, model_id, open_gallery
 from edgefer.looks import only_good_face
 from edgefer.messages import Box, Detection
+from edgefer.outbox import Outbox
 from edgefer.settings import load_settings
+from edgefer.store import Store
 from edgefer.vision.card import Crop
 from edgefer.vision.model import find_card
 
@@ -288,6 +292,18 @@ def test_a_daemon_that_stops_at_once_keeps_nothing_of_who_was_removed(edgefer, s
         daemon.join(30)
     assert not daemon.is_alive()
     assert not waits()
+
+
+def test_what_waits_of_who_is_removed_goes_though_the_gallery_is_damaged(edgefer, state):
+    outbox = Outbox(60, store=Store(state))
+    outbox.put(face_event(1), time.monotonic())
+    outbox.close()
+    assert b'"Ada"' in stored_events(state)
+    (state / "gallery.sqlite3").write_bytes(b"damaged" * 100)
+    code, told, errors = edgefer("people", "remove", "Ada")
+    assert (code, told) == (66, "Ada: 0 face(s) and 1 waiting event(s) removed\n")
+    assert "gallery.sqlite3: the file is damaged" in errors
+    assert b'"Ada"' not in stored_events(state)
 
 
 @needs_pictures
