@@ -1,10 +1,11 @@
-"""Files from outside, read whole, but never more than they may sensibly hold."""
+"""Files from outside, read whole, but never more than they may sensibly hold; and programs, from where we are alone."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
+import sys
 from pathlib import Path
 
 
@@ -18,6 +19,20 @@ def read_bounded(path: Path, limit: int) -> bytes:
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"it holds more than {_readable(limit)}", os.fspath(path))
     return content
+
+
+def expand_home(path: str | Path) -> Path:
+    """The path with a `~` at its start made a home; as it is where that is nobody's."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # pathlib's raises on the ~ of an unknown user
+
+
+def isolated_python(code: str, *arguments: str) -> list[str]:
+    """A command that runs Python code, which finds the modules that we find.
+
+    With `-c` and `-m` alone, what lies in the current folder would come first, whoever put it there.
+    """
+    folders = [str(Path(folder).absolute()) for folder in sys.path]
+    return [sys.executable, "-I", "-c", f"import sys; sys.path[:] = {folders!r}\n{code}", *arguments]
 
 
 def _readable(count: int) -> str:

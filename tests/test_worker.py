@@ -92,6 +92,13 @@ def test_a_worker_that_ends_before_it_is_spoken_to_is_a_lost_camera(fault, monke
         opened(fault.uri)
 
 
+def test_a_worker_runs_no_code_of_the_current_folder(fault, tmp_path, monkeypatch):
+    (tmp_path / "ctypes.py").write_text("open('ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+    opened(fault.uri).close()
+    assert not Path("ran").exists()
+
+
 def test_pictures_come_whole_in_order_and_with_the_time_of_their_capture(fault):
     camera = opened(fault.uri)
     try:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import parse_qsl, quote, unquote
 
 from edgefer.errors import CameraError, InputError, SettingsError, UsageError
+from edgefer.files import expand_home
 
 if TYPE_CHECKING:
     import threading
@@ -183,7 +184,7 @@ def _short_form(text: str) -> CameraUri:
         return CameraUri("v4l2", f"/dev/video{text}", {}, text)
     if text.startswith("/dev/"):
         return CameraUri("v4l2", text, {}, text)
-    path = Path(os.path.expanduser(text)).absolute()  # noqa: PTH111  # pathlib's raises on the ~ of an unknown user
+    path = expand_home(text).absolute()
     # Not path.exists() and is_dir(), which raise where a folder above may not be read.
     if ":" in text.partition("@")[0] and "@" in text and not os.path.exists(path):  # noqa: PTH110
         raise UsageError(

@@ -23,14 +23,14 @@ import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import numpy as np
 
 from edgefer import errors
 from edgefer.cameras import Camera, CameraUri, EndOfStream, Picture, Wanted
 from edgefer.errors import CameraError, EdgeferError
+from edgefer.files import isolated_python
 
 if TYPE_CHECKING:
     from edgefer.messages import Image
@@ -174,12 +174,10 @@ def _start(name: str) -> tuple[socket.socket, int, subprocess.Popen[bytes]]:
 
 def _spawn(channel: int, memory: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603  # our own module, and three numbers
-        [sys.executable, "-m", __name__, str(channel), str(memory), str(os.getpid())],
+        isolated_python(f"from {__name__} import main; main()", str(channel), str(memory), str(os.getpid())),
         pass_fds=(channel, memory),
         stdin=subprocess.DEVNULL,
         stdout=2,  # what a driver prints is no event
-        # It finds what we find; an empty entry is the current folder.
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(p or str(Path.cwd()) for p in sys.path), "PYTHONSAFEPATH": "1"},
     )
 
 
@@ -192,7 +190,14 @@ class _Size:
     fps: float
 
 
-def main() -> None:
+def main() -> NoReturn:
+    """Work until nobody wants pictures any more."""
+    _work()
+    # Without Python's own end, which takes its time, and picamera2's, which can take for ever.
+    os._exit(0)
+
+
+def _work() -> None:
     """The worker: opens the camera that the first message names, and gives pictures until nobody wants them."""
     channel_number, memory, parent = map(int, sys.argv[1:])
     # systemd and a terminal signal every process of the service: it is the daemon that ends us, in its own time.
@@ -244,9 +249,3 @@ def _sent(channel: socket.socket, message: bytes) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-if __name__ == "__main__":
-    main()
-    # Without Python's own end, which takes its time, and picamera2's, which can take for ever.
-    os._exit(0)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 from edgefer.cameras import CameraUri, EndOfStream, Picture, Wanted
 from edgefer.cameras._opencv import quiet
 from edgefer.errors import InputError
+from edgefer.files import expand_home
 from edgefer.messages import Image
 from edgefer.pictures import list_pictures, read_picture
 
@@ -21,7 +21,7 @@ def open_source(uri: CameraUri, wanted: Wanted) -> ImageFolder:  # noqa: ARG001 
     """The folder's pictures; InputError where there is none that can be read."""
     uri.check_options("fps", "loop")
     quiet()
-    folder = Path(os.path.expanduser(uri.location)).absolute()  # noqa: PTH111  # pathlib's raises on an unknown user
+    folder = expand_home(uri.location).absolute()
     return ImageFolder(folder, uri.number("fps", 1), loop=uri.flag("loop"))
 
 

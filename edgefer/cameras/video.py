@@ -15,6 +15,7 @@ import cv2
 from edgefer.cameras import Camera, CameraUri, EndOfStream, Picture, Wanted
 from edgefer.cameras._opencv import next_image, quiet
 from edgefer.errors import CameraError, InputError
+from edgefer.files import expand_home
 
 if TYPE_CHECKING:
     from edgefer.messages import Image
@@ -42,7 +43,7 @@ def open_source(uri: CameraUri, wanted: Wanted) -> Camera:  # noqa: ARG001  # a 
     if uri.scheme != "file":
         return NetworkCamera(uri)
     uri.check_options("realtime", "loop")
-    path = Path(os.path.expanduser(uri.location)).absolute()  # noqa: PTH111  # pathlib's raises on an unknown user
+    path = expand_home(uri.location).absolute()
     return VideoFile(path, realtime=uri.flag("realtime"), loop=uri.flag("loop"))
 
 

@@ -8,7 +8,6 @@ import importlib.metadata
 import importlib.resources
 import os
 import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgefer.errors import ModelError
-from edgefer.files import read_bounded
+from edgefer.files import expand_home, isolated_python, read_bounded
 from edgefer.messages import Image
 from edgefer.vision.card import ModelCard, Task, read_card
 from edgefer.vision.preprocess import normalise, quantised_values, to_colour
@@ -97,7 +96,7 @@ class Model:
 
 def find_model(name: str) -> Path:
     """The .tflite for a setting: a path, or the name of one that ships in models/."""
-    path = Path(name).expanduser()
+    path = expand_home(name)
     if path.suffix == ".tflite" or len(path.parts) > 1:
         return path
     shipped = models_folder()
@@ -147,7 +146,7 @@ interpreter.invoke()
 
 def _try_out(path: Path) -> None:
     """Run a model that no digest vouches for in a process of its own: the runtime crashes on some damaged files."""
-    command = [sys.executable, "-c", _TRIAL, os.fspath(path.absolute()), str(TRIAL_BYTES)]
+    command = isolated_python(_TRIAL, os.fspath(path.absolute()), str(TRIAL_BYTES))
     try:
         # What goes wrong without a crash is told when the model is loaded here.
         crashed = subprocess.run(command, capture_output=True, timeout=TRIAL_S, check=False).returncode < 0  # noqa: S603  # our own command
