@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,13 @@ def test_a_truncated_model_whose_card_has_no_digest(tmp_path):
     assert "can't load the model" in refusal(path)
 
 
+def test_a_trial_runs_no_code_of_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "resource.py").write_text("open('ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+    Model(place(tmp_path, sha256=""), "emotion")
+    assert not Path("ran").exists()
+
+
 @pytest.mark.parametrize("content", [b"", b"TFL3", b"\x89PNG\r\n\x1a\n and so on", b"version https://git-lfs"])
 def test_not_a_model(tmp_path, content):
     path = place(tmp_path)
@@ -174,6 +182,10 @@ def test_a_card_that_is_not_one(tmp_path, text):
         ({"input": {"width": 8, "height": 8, "colour": "gray", "range": [1, 1]}}, "input.range"),
         ({"crop": {"from": "box", "sclae": 1.2}}, "crop.sclae"),
         ({"temperature": 0}, "temperature"),
+        ({"temperature": 1e-320}, "temperature"),
+        ({"crop": {"from": "box", "shift": [math.nan, 0]}}, "crop.shift.0"),
+        ({"labels": ["happy", ""]}, "labels.1"),
+        ({"labels": ["happy", "sad", "happy"]}, "labels"),
         ({"thresholds": {"min_confidence": 7}}, "thresholds.min_confidence"),
         ({"schema": "edgefer.model/2"}, "schema"),
         ({"sha256": "abc"}, "sha256"),

@@ -14,11 +14,13 @@ from edgefer.files import read_bounded
 Task = Literal["detector", "embedding", "emotion"]
 Colour = Literal["gray", "rgb", "bgr"]
 Decoder = Literal["softmax", "unit-vector", "edgefer-centre", "blazeface", "yunet"]
+Shift = Annotated[float, Field(ge=-1, le=1)]
 Text = Annotated[str, Field(max_length=64)]
 """Names, which may go into every event."""
 MAX_CARD_BYTES = 2**20
 """Of a card's file; a long one has some kilobytes."""
-_strict = ConfigDict(extra="forbid")
+Label = Annotated[Text, Field(min_length=1)]
+_strict = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Crop:
     __pydantic_config__ = _strict
     source: Annotated[Literal["box", "points"], Field(alias="from")]
     scale: Annotated[float, Field(gt=0.1, lt=10)] = 1.0
-    shift: tuple[float, float] = (0.0, 0.0)
+    shift: tuple[Shift, Shift] = (0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +72,9 @@ class ModelCard:
     input: ModelInput
     version: Text = ""
     crop: Crop | None = None
-    labels: Annotated[tuple[Text, ...], Field(max_length=256)] = ()
+    labels: Annotated[tuple[Label, ...], Field(max_length=256)] = ()
     thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]] = field(default_factory=dict)
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=0.01, le=100)] = 1.0
     sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
     metrics: tuple[Metric, ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
@@ -121,6 +123,8 @@ def check_card(card: ModelCard, path: Path) -> None:
     for name in _needs[card.task]:
         if not getattr(card, name):
             raise ModelError(f"{path}: the card of a model for {card.task} needs {name!r}")
+    if twice := [label for number, label in enumerate(card.labels) if label in card.labels[:number]]:
+        raise ModelError(f"{path}: labels: {twice[0]!r} stands there twice; each is one of the model's outputs")
     if card.input.range[0] == card.input.range[1]:
         raise ModelError(
             f"{path}: input.range: pixels 0 and 255 both become {card.input.range[0]:g}: the model would see nothing"
