@@ -101,7 +101,7 @@ def doctor(options: argparse.Namespace) -> int:
     code = 0
     for check in examine(_settings(), offline=options.offline):
         verdict = "ok  " if check.problem is None else "FAIL" if check.exit_code else "note"
-        print(f"{verdict} {check.name:<12} {check.problem or check.found}", flush=True)
+        print(f"{verdict} {check.name:<12} {escape_lines(check.problem or check.found)}", flush=True)
         code = code or check.exit_code
     return code
 

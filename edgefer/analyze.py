@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -105,7 +106,7 @@ def _pictures(file: str, settings: Settings) -> Iterator[tuple[float | None, Ima
 def _files(paths: Sequence[str]) -> Iterator[str]:
     """The files that are meant: a folder stands for the pictures in it."""
     for path in paths:
-        yield from map(str, list_pictures(Path(path))) if Path(path).is_dir() else [path]
+        yield from map(str, list_pictures(Path(path))) if os.path.isdir(path) else [path]  # noqa: PTH112  # pathlib's raises where we may not look
 
 
 def table(picture: PictureReading) -> str:

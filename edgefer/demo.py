@@ -102,7 +102,9 @@ def say(as_json: bool, text: str) -> None:
 def playable(clip: str) -> str:
     """The clip as a camera: a file that is named by its path plays at its pace."""
     uri = parse_uri(clip)
-    return f"file://{quote(uri.location)}?realtime=1" if uri.scheme == "file" and not uri.options else clip
+    if uri.scheme != "file" or uri.options:
+        return clip
+    return f"file://{quote(uri.location, errors='surrogateescape')}?realtime=1"
 
 
 @contextlib.contextmanager

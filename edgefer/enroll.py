@@ -16,6 +16,7 @@ from edgefer import analyze, service
 from edgefer.cameras import EndOfStream
 from edgefer.control import ask_for_looks
 from edgefer.errors import CameraError, InputError, UsageError
+from edgefer.escape import escape
 from edgefer.gallery import Template, check_name, model_id, open_gallery
 from edgefer.gallery_file import DamagedGalleryError
 from edgefer.identify import identity_rule
@@ -169,7 +170,7 @@ def enroll_command(
 
     def tell(seen: Look) -> None:
         bar.clear()
-        print(f"{seen.source}: {'used' if seen.refused is None else f'refused: {seen.refused}'}", flush=True)
+        print(f"{escape(seen.source)}: {'used' if seen.refused is None else f'refused: {seen.refused}'}", flush=True)
         bar.step()
 
     try:
@@ -180,8 +181,8 @@ def enroll_command(
     print(f"{name}: {enrolled.added} face(s) enrolled" + "".join(notes))
     if enrolled.unlike:
         print(
-            f"edgefer: {', '.join(enrolled.unlike)}: not like the other faces of {name}: somebody else, or upside "
-            "down? If so, `edgefer people remove`, and enrol again without",
+            f"edgefer: {', '.join(map(escape, enrolled.unlike))}: not like the other faces of {name}: somebody else, "
+            "or upside down? If so, `edgefer people remove`, and enrol again without",
             file=sys.stderr,
         )
     if (alike := enrolled.alike) is not None:

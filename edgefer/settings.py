@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,15 +37,17 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as UnparsableError
 
 from edgefer.errors import SettingsError, UsageError
-from edgefer.files import read_bounded
+from edgefer.files import expand_home, read_bounded
 
 PREFIX = "EDGEFER_"
 ENV_FILE = Path(".env")
 MAX_FILE_BYTES = 2**16
 """Of a .env, and of a password's file: the latter is sent whole to the broker, as an MQTT field holds no more."""
+LOCAL_SCHEMES = ("file", "images", "v4l2", "picamera2", "sample", "synthetic")
+"""Of cameras' addresses: what stands after them is a path and options, and no secret."""
 
 Score = Annotated[float, Field(gt=0, lt=1)]
-UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+UserPath = Annotated[Path, AfterValidator(expand_home)]
 """A path in which `~` is a home: no shell has seen it in a .env or an EnvironmentFile."""
 
 
@@ -351,13 +354,20 @@ def _values(schema: dict[str, object]) -> str:
 
 
 def show(value: object) -> str:
-    """A value as one would write it in an environment variable; a secret as asterisks, an address without its user."""
+    """A value as it is written in a variable; asterisks for a secret, and for what may be one in an address."""
     if isinstance(value, bool):
         return str(value).lower()
     text = "" if value is None else str(value)
-    scheme, colon, rest = text.partition("://")
-    # What stands before the last @ may be a user and a password, whatever else is in it.
-    return f"{scheme}://***@{rest.rpartition('@')[2]}" if colon and "@" in rest else text
+    scheme, colon, rest = text.partition("://") if "://" in text else ("", "", text)
+    user, at, address = rest.rpartition("@")
+    if at and (colon or ":" in user):
+        rest = f"***@{address}"
+    if scheme.lower() == "gstreamer":
+        rest = re.sub("=.*", "=***", rest, flags=re.DOTALL)
+    elif colon and scheme.lower() not in LOCAL_SCHEMES:
+        # What is asked of a network camera; some take it in the path, /user=admin&password=... .
+        rest = re.sub("([?#]|/[^/?#]*=).*", r"\1***", rest, flags=re.DOTALL)
+    return scheme + colon + rest
 
 
 def load_settings(**overrides: object) -> Settings:

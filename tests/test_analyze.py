@@ -175,6 +175,7 @@ def test_enroll_says_what_it_refused_and_why(edgefer, grace, astronaut, tmp_path
         (["enroll", "Ada", "--images", "x" * 300], 66, "can't be read: File name too long"),
         (["enroll", "", "--images", "."], 64, "printable characters"),
         (["enroll", "Ada"], 64, "--images"),
+        (["analyze", "x" * 300], 66, "File name too long"),
         (["analyze"], 64, "FILE"),
         (["analyse"], 64, "invalid choice"),
         (["people", "remove", "Nobody"], 64, "people list"),

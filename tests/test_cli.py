@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from test_models import edit_card, place
 
 from edgefer import __version__
 from edgefer.control import Control
@@ -46,11 +47,21 @@ def test_settings_show_values_defaults_and_no_secret(edgefer):
     assert "topsecret" not in done.stdout
 
 
-def test_settings_show_no_password_in_an_address(edgefer):
-    done = edgefer(
-        "settings", EDGEFER_CAMERA="rtsp://ada:topsecret@door/stream", EDGEFER_MQTT__HOST="mqtt://u:topsecret@h"
-    )
-    assert "EDGEFER_CAMERA=rtsp://***@door/stream" in done.stdout
+@pytest.mark.parametrize(
+    ("camera", "shown"),
+    [
+        ("rtsp://ada:topsecret@door/stream", "rtsp://***@door/stream"),
+        ("ada:topsecret@door/stream", "***@door/stream"),
+        ("http://door/cgi?user=ada&password=topsecret", "http://door/cgi?***"),
+        ("rtsp://door/live/user=ada&password=topsecret", "rtsp://door/live/user=***"),
+        ("gstreamer://rtspsrc location=rtsp://door user-pw=topsecret ! decodebin", "gstreamer://rtspsrc location=***"),
+        ("v4l2:///dev/video0?format=MJPG", "v4l2:///dev/video0?format=MJPG"),
+        ("file:///clips/a%20b.mp4?loop=1", "file:///clips/a%20b.mp4?loop=1"),
+    ],
+)
+def test_settings_show_no_password_in_an_address(edgefer, camera, shown):
+    done = edgefer("settings", EDGEFER_CAMERA=camera, EDGEFER_MQTT__HOST="mqtt://u:topsecret@h")
+    assert f"EDGEFER_CAMERA={shown}  " in done.stdout
     assert "topsecret" not in done.stdout + done.stderr
     assert "EDGEFER_MQTT__HOST: the name or address alone" in done.stderr
 
@@ -66,7 +77,7 @@ def test_settings_are_listed_even_when_some_are_wrong(edgefer):
 def test_doctor_tells_of_each_part_and_its_fix(edgefer):
     done = edgefer("doctor", EDGEFER_CAMERA="synthetic://", EDGEFER_MQTT__PORT="1", EDGEFER_EMOTION__MODEL="smile")
     told = {line.split()[1]: line for line in done.stdout.splitlines()}
-    assert list(told) == ["runtime", "models", "camera", "broker", "permissions", *MACHINE]
+    assert list(told) == ["runtime", "models", "camera", "broker", "permissions", "people", *MACHINE]
     assert told["runtime"].startswith("ok")
     assert told["models"].startswith("FAIL")
     assert "no model named 'smile'" in told["models"]
@@ -99,6 +110,27 @@ def test_doctor_notes_a_black_picture_and_says_what_to_do(edgefer, tmp_path):
     assert "Take the cover off the lens" in line
 
 
+def test_doctor_notes_a_gallery_that_the_daemon_outlasts(edgefer, tmp_path):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "gallery.sqlite3").write_bytes(b"damaged" * 100)
+    done = edgefer("doctor", "--offline")
+    assert re.search(r"^note people +.*gallery\.sqlite3: the file is damaged", done.stdout, re.MULTILINE)
+    assert done.returncode == 0
+
+
+def test_doctor_explains_a_folder_of_nobody(edgefer):
+    done = edgefer("doctor", "--offline", EDGEFER_STATE_DIR="~nobodyofthisname/state")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^ok +permissions +~nobodyofthisname/state can be written", done.stdout, re.MULTILINE)
+
+
+def test_doctor_shows_a_card_without_its_control_characters(edgefer, tmp_path):
+    card = place(tmp_path)
+    edit_card(card, version="\x1b[31mred")
+    done = edgefer("doctor", "--offline", EDGEFER_EMOTION__MODEL=str(card))
+    assert r"\x1b[31mred" in done.stdout
+
+
 def test_doctor_notes_waiting_events_that_cannot_be_used(edgefer, tmp_path):
     aside = tmp_path / "state" / "outbox.sqlite3.aside-20261121-112835-1"
     aside.parent.mkdir(exist_ok=True)
@@ -118,7 +150,7 @@ def test_doctor_explains_every_problem_with_its_fix(edgefer):
 def test_doctor_offline_asks_of_the_installation_alone(edgefer):
     done = edgefer("doctor", "--offline", EDGEFER_CAMERA="/dev/video97", EDGEFER_MQTT__PORT="1")
     told = [line.split()[1] for line in done.stdout.splitlines()]
-    assert told == ["runtime", "models", "permissions", *MACHINE]
+    assert told == ["runtime", "models", "permissions", "people", *MACHINE]
     assert done.returncode == 0
     assert edgefer("doctor", "--offline", EDGEFER_EMOTION__MODEL="smile").returncode == 66
 
