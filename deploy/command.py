@@ -67,7 +67,7 @@ def become_service(words: list[str]) -> None:
 def read_environment(path: Path) -> dict[str, str]:
     """The variables of a file as systemd's EnvironmentFile= reads it; none where it isn't there."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
     except FileNotFoundError:
         return {}
     values = {}

@@ -87,7 +87,7 @@ check_machine() {
     x86_64 | aarch64) ;;
     *) fail "$(uname -m) isn't supported: a 64-bit system is needed (on a Raspberry Pi, its 64-bit OS)" 69 ;;
     esac
-    [[ -x /usr/bin/systemctl ]] || fail "this system has no systemd; docs/install.md tells how to run edgefer without" 69
+    [[ -x /usr/bin/systemctl ]] || fail "this system has no systemd; README.md, under Use, tells how to run edgefer without" 69
     [[ ! -x /usr/bin/python3 ]] || /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
         fail "$(/usr/bin/python3 --version) is too old, 3.10 is needed: a newer system (bookworm, JetPack 6)" 69
 }

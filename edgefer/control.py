@@ -273,7 +273,9 @@ def _listen(path: Path) -> socket.socket:
     try:
         try:
             listening.bind(str(path))
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
             if living := _connected(path):
                 living.close()
                 raise
@@ -341,7 +343,9 @@ def _read_looks(connection: socket.socket) -> Iterator[Look]:
             try:
                 line = _look_line.validate_json(buffered.readline(MAX_ANSWER))
             except (OSError, ValidationError) as error:
-                raise InputError(f"the daemon stopped answering: {error}") from error
+                raise InputError(
+                    "the daemon stopped answering, as one does that ends or hangs: see its log, and try again"
+                ) from error
             if line.done:
                 return
             yield _look_of(line)

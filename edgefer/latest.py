@@ -220,9 +220,10 @@ class Latest:
 
     def _silence(self) -> tuple[Code, str] | None:
         """What is wrong with a camera that says nothing."""
-        if self._waiting_since_s is None or self._end is not None:
+        since_s = self._waiting_since_s  # once: the camera's thread changes it
+        if since_s is None or self._end is not None:
             return None
-        silent_s = time.monotonic() - self._waiting_since_s
+        silent_s = time.monotonic() - since_s
         if self._opened_s == math.inf:
             return ("lost", _silent("is being opened", silent_s)) if silent_s > OPEN_S else None
         # A camera that is asked for a frame a second or fewer has three frames' time.

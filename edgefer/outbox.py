@@ -221,7 +221,7 @@ class Outbox:
                 self._set_aside = str(error)
             # One outage can show by turns: a full disk is an I/O error too.
             if str(error) not in self._warned:
-                log.warning("%s", error)
+                log.warning("%s", error, extra={"EDGEFER_CODE": "unstored"})
             if not error.set_aside:
                 self._warned.add(str(error))
             self._problem = None if error.set_aside else str(error)

@@ -199,6 +199,13 @@ def test_a_killed_daemons_socket_is_taken_over_and_a_living_ones_is_not(serve, f
     assert not (folder / NAME).exists()
 
 
+def test_a_socket_that_cannot_be_made_is_told_with_its_reason(serve, monkeypatch, tmp_path, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / ("x" * 110)))
+    serve()
+    assert "path too long" in caplog.text
+
+
 def test_the_socket_is_where_systemd_or_the_session_says(monkeypatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
     assert socket_paths() == [Path("/run/user/1000/edgefer") / NAME, Path("/run/edgefer") / NAME]

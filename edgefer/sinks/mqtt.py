@@ -65,7 +65,7 @@ class MqttSink:
         self._newest: dict[str, Message | bytes] = {}
         self._due: set[str] = set()
         self._announced = False
-        self._refusals: dict[str, str] = {}
+        self._refusals: dict[str, tuple[str, str]] = {}
         self._problem: str | None = None
         self._delivers = False
         self._begun_s = self._away_since_s = time.monotonic()
@@ -196,7 +196,7 @@ class MqttSink:
         payload = message if isinstance(message, bytes) else to_json(message)
 
         def acknowledged(refusal: str | None) -> None:
-            self._note(topic, refusal)
+            self._note(topic, f"{self._topics}/{topic}", refusal)
             self._announced |= payload == b"online"
 
         connection.publish(f"{self._topics}/{topic}", payload, acknowledged, retain=True)
@@ -218,9 +218,11 @@ class MqttSink:
         age_s = waiting.age_s
         late = waiting.restored or age_s > REPLAYED_AFTER_S or waiting.number < self._newest_taken
         payload = as_replayed(waiting.payload) if late else waiting.payload
+        # Of an earlier start, perhaps, when the device had another name.
+        topic = f"{self._settings.mqtt.prefix}/{waiting.device}/face"
 
         def acknowledged(refusal: str | None) -> None:
-            self._note("face", refusal)
+            self._note("face", topic, refusal)
             if refusal is None:
                 self._newest_taken = max(self._newest_taken, waiting.number)
                 self._outbox.acknowledge(waiting.number, replayed=late)
@@ -230,8 +232,6 @@ class MqttSink:
                 self._outbox.give_up(waiting.number)
 
         expiry_s = self._settings.events.expiry_s - age_s
-        # Of an earlier start, perhaps, when the device had another name.
-        topic = f"{self._settings.mqtt.prefix}/{waiting.device}/face"
         connection.publish(topic, payload, acknowledged, retain=False, expiry_s=expiry_s)
         return True
 
@@ -245,18 +245,18 @@ class MqttSink:
         with contextlib.suppress(OSError):
             self._bell_rope.send(b"!")
 
-    def _note(self, topic: str, refusal: str | None) -> None:
+    def _note(self, kind: str, topic: str, refusal: str | None) -> None:
         if refusal is None:
-            self._refusals.pop(topic, None)
+            self._refusals.pop(kind, None)
         else:
-            self._refusals[topic] = refusal
+            self._refusals[kind] = topic, refusal
 
     def _refusal(self) -> str | None:
-        for topic, reason in self._refusals.items():
+        for topic, reason in self._refusals.values():
             broker = where(self._settings.mqtt)
             if reason == FULL:
                 return f"{broker} is full: {reason}; give it more room, or see why nobody takes what it holds"
-            return f"{broker} refuses messages on {self._topics}/{topic}: {reason}; allow our user to publish there"
+            return f"{broker} refuses messages on {topic}: {reason}; allow our user to publish there"
         return None
 
     def _judge(self, connection: Connection) -> None:
