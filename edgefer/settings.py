@@ -366,7 +366,7 @@ def show(value: object) -> str:
         rest = re.sub("=.*", "=***", rest, flags=re.DOTALL)
     elif colon and scheme.lower() not in LOCAL_SCHEMES:
         # What is asked of a network camera; some take it in the path, /user=admin&password=... .
-        rest = re.sub("([?#]|/[^/?#]*=).*", r"\1***", rest, flags=re.DOTALL)
+        rest = re.sub("([?#]|/[^/?#=]*=).*", r"\1***", rest, flags=re.DOTALL)
     return scheme + colon + rest
 
 
