@@ -36,6 +36,10 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
+MAX_SIDE = 32_000
+"""Pixels: OpenCV warps no picture with a side of 2^15 and more."""
+
+
 def read_picture(path: Path) -> Image:
     """A picture, BGR, turned upright as its EXIF data says; InputError when it can't be read."""
     try:
@@ -48,6 +52,9 @@ def read_picture(path: Path) -> Image:
         raise InputError(f"{path}: larger than what can be read; make it smaller") from error
     if image is None:
         raise InputError(f"{path}: not a picture that can be read ({len(data)} bytes); is it whole?")
+    if max(image.shape) > MAX_SIDE:
+        height, width = image.shape[:2]
+        raise InputError(f"{path}: {width}x{height} pixels: a side may have {MAX_SIDE}; cut it, or make it smaller")
     return image
 
 

@@ -92,11 +92,13 @@ def test_the_table_is_for_people(edgefer, grace):
 def test_a_file_that_cannot_be_read_is_told_and_the_others_are_read(edgefer, grace, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(grace.read_bytes()[:300])
     (tmp_path / "empty.png").write_bytes(b"")
-    done = edgefer("analyze", "missing.jpg", "broken.jpg", "empty.png", grace, "--json")
+    cv2.imwrite(str(tmp_path / "wide.png"), np.zeros((8, 32_001), np.uint8))
+    done = edgefer("analyze", "missing.jpg", "broken.jpg", "empty.png", "wide.png", grace, "--json")
     assert done.returncode == 66
     assert [line["file"] for line in lines_of(done)] == [str(grace)]
     assert "missing.jpg: can't be read: No such file" in done.stderr
     assert "broken.jpg: not a picture that can be read (300 bytes)" in done.stderr
+    assert "wide.png: 32001x8 pixels: a side may have 32000" in done.stderr
     assert "empty.png: not a picture that can be read (0 bytes)" in done.stderr
     assert "Traceback" not in done.stderr
 

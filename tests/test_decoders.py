@@ -9,13 +9,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
 from edgefer.cameras import sample
 from edgefer.errors import InputError, ModelError
-from edgefer.messages import Image
+from edgefer.messages import Box, Image
 from edgefer.vision.card import ModelCard, ModelInput
 from edgefer.vision.decoders import MOUTH_SHARE, decode_blazeface, decode_centre, decode_yunet, grid_cells
 from edgefer.vision.detector import MAX_IOU, Detector, suppress
@@ -188,16 +188,28 @@ SHAPES = {
 
 @st.composite
 def said(draw):
-    """Any outputs at all of a model with an input of 64x32."""
+    """Any outputs at all of a model with an input of 64x32, but for one to three faces that it is sure of."""
     decoder = draw(st.sampled_from(sorted(SHAPES)))
     values = st.floats(-12, 12, width=32)
-    return decoder, [draw(nps.arrays(np.float32, shape, elements=values)) for shape in SHAPES[decoder]]
+    outputs = [draw(nps.arrays(np.float32, shape, elements=values)) for shape in SHAPES[decoder]]
+    for row in draw(st.sets(st.integers(0, len(outputs[0]) - 1), min_size=1, max_size=3)):
+        if decoder == "yunet":
+            outputs[0][row], outputs[3][row] = 1.0, 1.0  # the finest grid's two shares
+        else:
+            outputs[0][row] = draw(st.floats(2, 12, width=32))
+        if decoder == "edgefer-centre":
+            outputs[1][row] = np.abs(outputs[1][row]) + 0.5  # sides that don't cross
+        elif decoder == "blazeface":
+            outputs[1][row, 2:4] = np.abs(outputs[1][row, 2:4]) + 8
+    return decoder, outputs
 
 
 @given(said=said(), width=st.integers(8, 300), height=st.integers(8, 300))
 def test_whatever_a_model_says_boxes_stay_in_the_frame(said, width, height):
     decoder, outputs = said
-    for face in Detector(Said(tuple(outputs), decoder, 64, 32), 0.3)(np.zeros((height, width, 3), np.uint8)):
+    faces = Detector(Said(tuple(outputs), decoder, 64, 32), 0.3)(np.zeros((height, width, 3), np.uint8))
+    assume(faces)
+    for face in faces:
         assert 0 <= face.box.x < face.box.x + face.box.width <= width + 1e-3
         assert 0 <= face.box.y < face.box.y + face.box.height <= height + 1e-3
         assert 0.3 <= face.score + 1e-6 <= 1 + 1e-5
@@ -208,9 +220,27 @@ def test_the_order_of_outputs_doesnt_matter(said, data):
     decoder, outputs = said
     shuffled = data.draw(st.permutations(outputs))
     frame = np.zeros((32, 64, 3), np.uint8)
-    assert Detector(Said(tuple(shuffled), decoder, 64, 32))(frame) == Detector(Said(tuple(outputs), decoder, 64, 32))(
-        frame
-    )
+    faces = Detector(Said(tuple(outputs), decoder, 64, 32))(frame)
+    assume(faces)
+    assert Detector(Said(tuple(shuffled), decoder, 64, 32))(frame) == faces
+
+
+@pytest.mark.parametrize("nonsense", [np.nan, np.inf, -np.inf, 1e38])
+@pytest.mark.parametrize("output", [1, 2], ids=["sides", "landmarks"])
+def test_a_face_that_is_nowhere_takes_no_other_along(output, nonsense):
+    outputs = [np.zeros(shape, np.float32) for shape in SHAPES["edgefer-centre"]]
+    outputs[0][:] = -9
+    outputs[0][[3, 30], 0] = 5, 7
+    outputs[1][:] = 1
+    outputs[output][30, 1] = nonsense
+    (face,) = Detector(Said(tuple(outputs), "edgefer-centre", 64, 32))(np.zeros((32, 64, 3), np.uint8))
+    assert face.box == Box(20, 0, 16, 12), "that of cell 3, whose middle is (28, 4)"
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (45, 80, 1), (45, 80)])
+def test_a_gray_picture_is_looked_at_with_or_without_an_axis_for_its_channel(shape):
+    outputs = [np.zeros(shape, np.float32) for shape in SHAPES["edgefer-centre"]]
+    assert Detector(Said(tuple(outputs), "edgefer-centre", 64, 32), 0.9)(np.zeros(shape, np.uint8)) == []
 
 
 @given(order=st.permutations(range(42)), logits=nps.arrays(np.float32, (42, 1), elements=st.floats(-5, 5, width=32)))

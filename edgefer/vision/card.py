@@ -14,6 +14,7 @@ from edgefer.files import read_bounded
 Task = Literal["detector", "embedding", "emotion"]
 Colour = Literal["gray", "rgb", "bgr"]
 Decoder = Literal["softmax", "unit-vector", "edgefer-centre", "blazeface", "yunet"]
+Precision = Literal["int8", "float16", "dynamic", "float32"]
 Shift = Annotated[float, Field(ge=-1, le=1)]
 Text = Annotated[str, Field(max_length=64)]
 """Names, which may go into every event."""
@@ -57,7 +58,7 @@ class Metric:
     split: str
     metric: str
     value: float
-    precision: Literal["int8", "float16", "dynamic", "float32"]
+    precision: Precision
 
 
 @dataclass(frozen=True, slots=True)

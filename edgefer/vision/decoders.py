@@ -139,7 +139,7 @@ def _yunet(model: Model) -> Decode:
     width, height = model.card.input.width, model.card.input.height
     cells = grid_cells(width, height)
     wanted = [(len(grid_cells(width, height, (stride,))), last) for stride in STRIDES for last in (1, 1, 4, 10)]
-    if sorted((math.prod(shape[:-1]), shape[-1]) for shape in model.output_shapes) != sorted(wanted):
+    if sorted((math.prod(shape[:-1]), *shape[-1:]) for shape in model.output_shapes) != sorted(wanted):
         raise _refused(model, str(wanted))
     return lambda outputs, min_score: decode_yunet(outputs, cells, min_score)
 

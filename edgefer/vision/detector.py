@@ -16,6 +16,9 @@ from edgefer.vision.preprocess import letterbox
 MAX_IOU = 0.45
 """Two boxes that share more are one face; chosen on the even half of faceboxes_dev."""
 
+FAR_OUT = 16
+"""How many of the input's longer side a corner or landmark may lie off, before it is no place at all."""
+
 
 class Detector:
     """Finds faces in frames of any size."""
@@ -30,7 +33,12 @@ class Detector:
         """The faces of a picture (BGR), best first, in pixels of the picture and inside it."""
         card = self.model.card
         picture, scale = letterbox(image, card.input.width, card.input.height)
-        scores, boxes, landmarks = self._decode(self.model(picture), self.min_score)
+        with np.errstate(over="ignore", invalid="ignore"):
+            scores, boxes, landmarks = self._decode(self.model(picture), self.min_score)
+        # A model in float may say anything: one box without an end, or without a place, would take the others along.
+        placed = np.concatenate([boxes, landmarks.reshape(-1, 10)], 1)
+        sound = (np.abs(placed) < FAR_OUT * max(picture.shape)).all(1)
+        scores, boxes, landmarks = scores[sound], boxes[sound], landmarks[sound]
         kept = suppress(scores, boxes, MAX_IOU)
         height, width = image.shape[:2]
         sides = (boxes[kept] / scale).clip(0, (width, height, width, height)).tolist()
