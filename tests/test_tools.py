@@ -557,8 +557,10 @@ def test_a_trainer_runs_and_resumes(tmp_path, script, limit, leaves):
         if name.endswith(".json"):
             assert read_card(tmp_path / name).licence == "LicenseRef-edgefer-models-research-only"
     if script == "train_detector.py":
-        # Everything is done, so that resuming only writes the results again.
-        tool(script, output, tmp_path, "--resume")
+        told = tool(script, output, tmp_path, "--resume", "--epochs", 2).stdout
+        assert "epoch 1 of" not in told
+        assert "epoch 2 of 2" in told
+        assert json.loads((tmp_path / "progress.json").read_text()) == {"epochs_done": 2}
         return
     first = json.loads((tmp_path / "history.json").read_text())
     settings = tmp_path / "settings.json"
@@ -566,6 +568,36 @@ def test_a_trainer_runs_and_resumes(tmp_path, script, limit, leaves):
     tool(script, output, tmp_path, "--resume")
     assert len(first) == 1
     assert json.loads((tmp_path / "history.json").read_text())[:-1] == first, "one epoch more, after the first"
+
+
+def test_the_detectors_loss_is_as_defined():
+    from train_detector import loss, overlaps
+
+    wanted, given = np.array([[1, 1, 1, 1]], np.float32), np.array([[1, 1, 3, 1]], np.float32)
+    (shared,), (apart,) = (np.asarray(part) for part in overlaps(wanted, given))
+    assert shared == pytest.approx(0.5), "a face of 2x2, a box of 4x2 around it"
+    assert apart == pytest.approx(1 / 20), "the middles are 1 apart, the diagonal is the root of 20"
+
+    truth, said = np.zeros((1, 3, 16), np.float32), np.zeros((1, 3, 15), np.float32)
+    truth[0, :, 0] = 1, 0, -1  # a face, none, and a cell that may say anything
+    truth[0, 0, 1:5], said[0, 0, 1:5] = 1, (1, 1, 3, 1)
+    truth[0, 0, 15], said[0, 0, 5:7] = 0.5, (0.2, 0.02)  # two coordinates off by 0.1 and 0.01 of the face
+    said[0, 2, 0] = 9
+    # Logits of 0 are shares of a half: right for the face, whose box overlaps by a half, wrong by a half for the other.
+    score = 0.25 * np.log(2)
+    landmarks = (0.1 - 0.015 + 0.5 * 0.01**2 / 0.03) / 10
+    assert float(loss(truth, said)) == pytest.approx(score + 2 * (0.5 + 0.05) + 16 * landmarks, rel=1e-4)
+
+
+def test_a_pack_that_is_none_is_told(tmp_path):
+    from data import open_pack
+
+    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 and so on")
+    np.savez(tmp_path / "other.npz", blob=np.zeros(3), off=np.zeros(2))
+    with pytest.raises(InputError, match=r"cut\.npz: it can't be read"):
+        open_pack(tmp_path / "cut.npz")
+    with pytest.raises(InputError, match=r"other\.npz: no such pack: it lacks box, img"):
+        open_pack(tmp_path / "other.npz", "img", "box")
 
 
 def test_answers_are_shifted_until_the_rare_class_is_found():

@@ -1,7 +1,13 @@
 """Chooses Keras's backend, before Keras is imported: PyTorch where it is installed, as it trains fastest on a CPU."""
 
 import os
+import sys
 from importlib.util import find_spec
+from pathlib import Path
+
+if find_spec("keras") is None:
+    # Told here, for everything else that needs Keras is imported after.
+    sys.exit(f"{Path(sys.argv[0]).stem}: Keras isn't installed; the tools need pip install '.[train]'")
 
 os.environ.setdefault("KERAS_BACKEND", "torch" if find_spec("torch") else "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

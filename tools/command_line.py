@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from edgefer.errors import EdgeferError, UsageError
+from edgefer.errors import EdgeferError, InputError, UsageError
 from edgefer.vision.model import find_model
 
 
@@ -30,6 +30,9 @@ def run(command: Callable[[], int | None]) -> int:
     except EdgeferError as error:
         print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"{Path(sys.argv[0]).stem}: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return InputError.exit_code
 
 
 def count(text: str, least: int = 1) -> int:

@@ -1,6 +1,6 @@
 """Our detectors beside YuNet and SCRFD on the same pictures, as a table for docs/models.md.
 
-    python tools/compare_detectors.py models/far.json models/near.json
+    python tools/compare_detectors.py far near
 
 The odd images of faceboxes_dev, which nothing of ours trains on; `pip install ncnn` for SCRFD. AP50 and recall are of
 faces by size, in pixels of the picture (its long side has 400 at most); the recall is at the score that makes up one
@@ -19,7 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from command_line import Parser, run
+from command_line import Parser, card_path, run
 from data import DATA
 from detector_scenes import Scene
 from evaluate_detector import (
@@ -58,7 +58,7 @@ def main() -> None:
     """Print the table."""
     parser = Parser(__doc__)
     parser.add_argument(
-        "cards", type=Path, nargs="+", metavar="CARD", help="a detector's card; the .tflite lies beside it"
+        "cards", type=card_path, nargs="+", metavar="CARD", help="a detector's card, its .tflite, or its name"
     )
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
     arguments = parser.parse_args()

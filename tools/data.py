@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
+from zipfile import BadZipFile
 
 import cv2
 import numpy as np
@@ -55,12 +56,18 @@ def some_pictures_below(folder: Path) -> list[Path]:
     raise InputError(f"{folder} holds no picture ({', '.join(SUFFIXES)})")
 
 
-def open_pack(path: Path) -> Pack:
-    """A pack, its JPEGs still compressed in memory."""
+def open_pack(path: Path, *fields: str) -> Pack:
+    """A pack, its JPEGs still compressed in memory; InputError where it lacks one of these fields."""
     if not path.is_file():
         raise InputError(f"{path} isn't there; name the folder of the research data with --data")
-    with np.load(path) as archive:
-        return Pack({name: archive[name] for name in archive.files})
+    try:
+        with np.load(path) as archive:
+            pack = Pack({name: archive[name] for name in archive.files})
+    except (BadZipFile, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: it can't be read: {error}; is it whole, and a pack of pictures?") from error
+    if missing := sorted({"blob", "off", *fields} - set(pack.fields)):
+        raise InputError(f"{path}: no such pack: it lacks {', '.join(missing)}")
+    return pack
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,8 +44,8 @@ class Scenes:
     """The pictures to train on: all of det_train and other packs, and the even half of faceboxes_dev several times."""
 
     def __init__(self, data: Path, people_repeats: int, more: Sequence[Path] = ()) -> None:
-        photos = [open_pack(path) for path in (data / "det_train.npz", *more)]
-        self._people = open_pack(data / "faceboxes_dev.npz")
+        photos = [open_photos(path) for path in (data / "det_train.npz", *more)]
+        self._people = open_people(data)
         even = range(0, len(self._people), 2)  # the odd half validates, for ever
         self._all = [(pack, i) for pack in photos for i in range(len(pack))]
         self._all += [(self._people, i) for i in even] * people_repeats
@@ -56,6 +56,16 @@ class Scenes:
     def __getitem__(self, i: int) -> Scene:
         pack, number = self._all[i]
         return people_scene(pack, number) if pack is self._people else photo_scene(pack, number)
+
+
+def open_photos(path: Path) -> Pack:
+    """det_train, det_val, or what label_faces.py writes."""
+    return open_pack(path, "img", "box", "kps", "ignore")
+
+
+def open_people(data: Path) -> Pack:
+    """faceboxes_dev."""
+    return open_pack(data / "faceboxes_dev.npz", "boxes", "box_image")
 
 
 def photo_scene(pack: Pack, i: int) -> Scene:

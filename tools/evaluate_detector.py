@@ -13,17 +13,17 @@ import dataclasses
 import math
 import sys
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from command_line import Parser, card_path, run
-from data import DATA, open_pack
-from detector_scenes import Floats, Scene, people_scene, photo_scene, sizes_of
+from data import DATA
+from detector_scenes import Floats, Scene, open_people, open_photos, people_scene, photo_scene, sizes_of
+from measured import precision_of
 from numpy.typing import NDArray
 
 from edgefer.errors import InputError
 from edgefer.messages import Detection
-from edgefer.vision.card import Metric, read_card
+from edgefer.vision.card import Metric, Precision, read_card
 from edgefer.vision.detector import Detector
 from edgefer.vision.model import Model
 
@@ -42,13 +42,10 @@ Found = list[list[Detection]]
 
 def evaluate_detector(model: Model, data: Path) -> list[Metric]:
     """The figures of a model, at its card's precision."""
-    precision = model.card.training.get("precision", "int8")
-    return figures(model, held_out_people(data), validation_photos(data), precision)
+    return figures(model, held_out_people(data), validation_photos(data), precision_of(model.card))
 
 
-def figures(
-    model: Model, people: list[Scene], photos: list[Scene], precision: Literal["int8", "float32"]
-) -> list[Metric]:
+def figures(model: Model, people: list[Scene], photos: list[Scene], precision: Precision) -> list[Metric]:
     """What a card tells of a model."""
     on_people, on_photos = find(model, people), find(model, photos)
     min_score = Detector(model).min_score
@@ -65,10 +62,9 @@ def figures(
             for name, ends in SIZES.items()
         },
     }
-    on_validation = {
-        "false faces / empty picture": false_faces(on_empty, min_score),
-        "landmark error, >= 32 px": landmark_error(on_photos, photos, 32),
-    }
+    on_validation = {"landmark error, >= 32 px": landmark_error(on_photos, photos, 32)}
+    if on_empty:
+        on_validation["false faces / empty picture"] = false_faces(on_empty, min_score)
     return [
         *(Metric("faceboxes_dev", "odd images", name, round(value, 4), precision) for name, value in values.items()),
         *(Metric("det_val", "all", name, round(value, 4), precision) for name, value in on_validation.items()),
@@ -77,13 +73,13 @@ def figures(
 
 def held_out_people(data: Path) -> list[Scene]:
     """The odd half of faceboxes_dev, which nothing trains on."""
-    pack = open_pack(data / "faceboxes_dev.npz")
+    pack = open_people(data)
     return [people_scene(pack, i) for i in range(1, len(pack), 2)]
 
 
 def validation_photos(data: Path) -> list[Scene]:
     """All of det_val."""
-    pack = open_pack(data / "det_val.npz")
+    pack = open_photos(data / "det_val.npz")
     return [photo_scene(pack, i) for i in range(len(pack))]
 
 
@@ -125,7 +121,7 @@ def score_at(found: Found, scenes: list[Scene], false_faces: float) -> float:
 
 def false_faces(found: Found, min_score: float) -> float:
     """Detections of at least this score, a picture; for pictures without a face."""
-    return sum(face.score >= min_score for faces in found for face in faces) / max(len(found), 1)
+    return sum(face.score >= min_score for faces in found for face in faces) / len(found)
 
 
 def landmark_error(found: Found, scenes: list[Scene], smallest: float) -> float:
@@ -187,6 +183,8 @@ def main() -> None:
     model = Model(arguments.card.with_suffix(".tflite"), "detector")
     people = held_out_people(arguments.data)
     empty = [scene for scene in validation_photos(arguments.data) if not len(scene.boxes)]
+    if not empty:
+        raise InputError(f"{arguments.data / 'det_val.npz'} holds no picture without a face to count false ones on")
     thresholds = np.arange(0.2, 0.8, 0.02).round(2).tolist()
     on_people, on_empty = find(model, people, thresholds[0]), find(model, empty, thresholds[0])
     chosen = None

@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 from data import Pack, open_pack
 from fit_crop import SIZES, best, place
+from measured import precision_of
 from numpy.typing import NDArray
 
 from edgefer.messages import Box, Landmarks
@@ -31,7 +32,7 @@ def evaluate_embedding(model: Model, data: Path) -> list[Metric]:
     One pass a face, nothing averaged.
     """
     pack = open_pack(data / "lfw_pairs_112.npz")
-    precision = model.card.training.get("precision", "int8")
+    precision = precision_of(model.card)
     figures = pair_figures(embed_all(Embedder(model), pack), pack)
     return [Metric("LFW", "6,000 pairs", name, round(value, 4), precision) for name, value in figures.items()]
 

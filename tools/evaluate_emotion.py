@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from emotion_faces import TEST, at_size, find_faces, with_labels_of
 from emotion_plots import plot_confusion
+from measured import precision_of
 from numpy.typing import NDArray
 
 from edgefer.vision.card import Metric
@@ -34,7 +35,7 @@ def evaluate_emotion(model: Model, data: Path) -> list[Metric]:
         print(f"{data}: there is no test/, so all faces count: a model that learned from some of them looks too good")
     rows, labels = with_labels_of(faces, tested, reader.labels)
     answers, seconds = read_all(reader, faces.images[rows])
-    precision = card.training.get("precision", "int8")
+    precision = precision_of(card)
     plot = PLOTS / f"{model.path.stem}-{precision}-confusion.png"
     plot_confusion(confusion_matrix(labels, answers.argmax(1), len(reader.labels)), reader.labels, plot)
     others = f" ({len(tested) - len(rows)} of labels that it doesn't know are left out)" * (len(rows) < len(tested))

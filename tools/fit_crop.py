@@ -23,11 +23,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 from command_line import Parser, card_path, run
-from data import DATA, load_fer2013, open_pack
+from data import DATA, load_fer2013
+from detector_scenes import open_photos
 from numpy.typing import NDArray
+from peer_detectors import peer
 
+from edgefer.errors import InputError
 from edgefer.messages import Box, Detection, Image
-from edgefer.vision.card import Crop, read_card
+from edgefer.vision.card import Crop
 from edgefer.vision.detector import Detector
 from edgefer.vision.emotion import EmotionReader
 from edgefer.vision.model import Model, find_model
@@ -57,8 +60,10 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="leave the card as it is, and measure with its own crop")
     parser.add_argument("--images", type=int, default=1200, help="images of FER2013 to measure on (%(default)s)")
     arguments = parser.parse_args()
-    fer = load_fer2013(arguments.data / "fer2013")
+    reader = EmotionReader(Model(arguments.card.with_suffix(".tflite"), "emotion"))
     detector = Detector(Model(find_model(arguments.detector), "detector"))
+    fer = load_fer2013(arguments.data / "fer2013")
+    peer(arguments.data / YUNET)
 
     crop = fit(
         typical(points_in_boxes(detector, arguments.data), "faces in photos, in the detector's box"),
@@ -66,9 +71,8 @@ def main() -> None:
     )
     print(f"crop: {crop}")
     if not arguments.dry_run:
-        arguments.card.write_text(dataclasses.replace(read_card(arguments.card), crop=crop).to_json())
-
-    reader = EmotionReader(Model(arguments.card.with_suffix(".tflite"), "emotion"))
+        arguments.card.write_text(dataclasses.replace(reader.model.card, crop=crop).to_json())
+        reader = EmotionReader(Model(arguments.card.with_suffix(".tflite"), "emotion"))
     public = np.flatnonzero(fer.usage == 1)[: arguments.images]
     compare(detector, reader, fer.images[public], fer.labels[public])
 
@@ -84,6 +88,8 @@ def fit(in_box: Points, in_frame: Points) -> Crop:
 
 def typical(points: Points, name: str) -> Points:
     """The median of the frontal faces, 5 x 2; a turned head's points say little about its frame."""
+    if not len(points):
+        raise InputError(f"{name}: none was found; is it the right detector, and the right data?")
     between = points[:, 1, 0] - points[:, 0, 0]
     nose = points[:, 2, 0] - points[:, :2, 0].mean(1)
     frontal = points[(between > 0.2) & (np.abs(nose) < 0.15 * between)]
@@ -97,7 +103,7 @@ def typical(points: Points, name: str) -> Points:
 
 def points_in_boxes(detector: Detector, data: Path) -> Points:
     """The labelled landmarks of det_val's larger faces, within the boxes that the detector finds for them."""
-    pack = open_pack(data / "det_val.npz")
+    pack = open_photos(data / "det_val.npz")
     boxes = pack.fields["box"]
     usable = (pack.fields["ignore"] == 0) & (boxes[:, 3] - boxes[:, 1] >= MIN_FACE_PX)
     points = []

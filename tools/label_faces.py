@@ -40,6 +40,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
     parser.add_argument("--limit", type=int, help="pictures to take at random; all unless given")
     arguments = parser.parse_args()
+    if arguments.output.suffix != ".npz":
+        parser.error(f"-o {arguments.output}: a name that ends in .npz is wanted")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     paths = some_pictures_below(arguments.folder)
     chosen = np.random.default_rng(0).permutation(len(paths))[: arguments.limit]
     peers = arguments.data / "peers"
@@ -55,9 +58,9 @@ def main() -> None:
             points.append(np.array(face.landmarks, np.float32))
     if not jpegs:
         raise InputError(f"{arguments.folder}: on none of {len(chosen)} pictures the two agreed on a single face")
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    aside = arguments.output.with_suffix(".writing.npz")
     np.savez(
-        arguments.output,
+        aside,
         blob=np.concatenate(jpegs),
         off=np.cumsum([0, *map(len, jpegs)]),
         img=np.arange(len(jpegs)),
@@ -65,6 +68,7 @@ def main() -> None:
         kps=np.stack(points),
         ignore=np.zeros(len(jpegs), np.uint8),
     )
+    aside.replace(arguments.output)
     print(f"{arguments.output}: {len(jpegs)} of {len(chosen)} pictures")
 
 
@@ -75,8 +79,8 @@ def read(path: Path) -> Image | None:
     except InputError:
         return None
     scale = min(1.0, KEPT_SIDE / max(image.shape[:2]))
-    smaller = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    return np.asarray(smaller, np.uint8)
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def agreed_face(image: Image, first: Detect, second: Detect) -> Detection | None:

@@ -51,6 +51,7 @@ class Scrfd:
     def __call__(self, image: Image) -> list[Detection]:
         """The faces of a picture (BGR), best first, in pixels of the picture."""
         square, scale = letterbox(image, self._side, self._side)
+        height, width = image.shape[:2]
         rgb = cv2.cvtColor(square, cv2.COLOR_BGR2RGB).astype(np.float32).transpose(2, 0, 1)
         pixels = np.ascontiguousarray((rgb - 127.5) / 128)  # ncnn reads it where it lies
         extractor = self._net.create_extractor()
@@ -58,7 +59,9 @@ class Scrfd:
         found = [self._grid(extractor, stride) for stride in (8, 16, 32)]
         scores, boxes, points = (np.concatenate(parts) for parts in zip(*found, strict=True))
         kept = suppress(scores, boxes, MAX_IOU)
-        return [detection(boxes[i] / scale, points[i] / scale, float(scores[i])) for i in kept]
+        # As our own are: people's boxes end at the picture's edge too.
+        boxes = (boxes / scale).clip(0, (width, height, width, height))
+        return [detection(boxes[i], points[i] / scale, float(scores[i])) for i in kept]
 
     def _grid(self, extractor: Any, stride: int) -> tuple[Any, Any, Any]:
         # Anchors x cells; then, for each anchor, 4 sides or 10 coordinates x cells.
@@ -79,7 +82,7 @@ class YuNet:
 
     def __init__(self, model: Path, side: int, min_score: float) -> None:
         self._side = side
-        self._detector = cv2.FaceDetectorYN.create(str(model), "", (side, side), min_score, MAX_IOU)
+        self._detector = cv2.FaceDetectorYN.create(str(peer(model)), "", (side, side), min_score, MAX_IOU)
 
     def __call__(self, image: Image) -> list[Detection]:
         """The faces of a picture (BGR), best first, in pixels of the picture."""
@@ -88,9 +91,18 @@ class YuNet:
         if rows is None:
             return []  # type: ignore[unreachable]  # OpenCV's types say so, and are wrong
         # A row is x, y, width, height, the five points, the score.
+        height, width = image.shape[:2]
         boxes = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], 1) / scale
+        boxes = boxes.clip(0, (width, height, width, height))
         points = rows[:, 4:14].reshape(-1, 5, 2) / scale
         return [detection(box, five, float(score)) for box, five, score in zip(boxes, points, rows[:, 14], strict=True)]
+
+
+def peer(path: Path) -> Path:
+    """The path of a peer's file; InputError where it isn't there."""
+    if not path.is_file():
+        raise InputError(f"{path} isn't there; name the folder of the research data with --data")
+    return path
 
 
 def detection(box: Any, points: Any, score: float) -> Detection:

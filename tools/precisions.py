@@ -14,7 +14,6 @@ from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 from ai_edge_quantizer.utils.qsv_utils import min_max_update
 from keras_models import ConversionError, Floats, quiet
 
-Precision = Literal["int8", "float16", "dynamic", "float32"]
 Io = Literal["int8", "uint8", "float32"]
 Ranges = dict[str, Any]
 """The quantizer's smallest and largest value of each tensor."""

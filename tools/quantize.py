@@ -32,7 +32,7 @@ from model_file import loaded, write_model
 
 from edgefer.errors import InputError, UsageError
 from edgefer.messages import Image
-from edgefer.vision.card import Colour, Crop, Decoder, ModelCard, ModelInput, Task, check_card, read_card
+from edgefer.vision.card import Colour, Crop, Decoder, ModelCard, ModelInput, Precision, Task, check_card, read_card
 from edgefer.vision.detector import Detector
 from edgefer.vision.embedder import Embedder
 from edgefer.vision.emotion import EmotionReader
@@ -41,7 +41,7 @@ from edgefer.vision.preprocess import normalise, to_colour
 
 with quiet():
     from input_range import Trial, better_range, try_ranges
-    from precisions import LIGHT, PASSING, Int8, Io, Layer, Precision, dynamic, float16, layers_of, without_tiles
+    from precisions import LIGHT, PASSING, Int8, Io, Layer, dynamic, float16, layers_of, without_tiles
 
 SEVEN = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 """FER2013's labels in its order: what a model of seven outputs gives, unless told otherwise."""

@@ -32,6 +32,7 @@ from evaluate_detector import average_precision, figures, find, held_out_people,
 from keras import layers, ops
 from muon import Muon
 from numpy.typing import NDArray
+from training import commit
 
 from edgefer.errors import InputError
 from edgefer.messages import Image
@@ -64,32 +65,43 @@ def main() -> None:
     parser.add_argument("--epochs", type=count, default=60, help="%(default)s")
     parser.add_argument("--batch", type=count, default=16, help="pictures a step (%(default)s)")
     parser.add_argument("--rate", type=float, default=8e-3, help="the highest learning rate (%(default)s)")
-    parser.add_argument("--people-repeats", type=int, default=4, help="times an epoch shows faceboxes_dev")
+    parser.add_argument("--people-repeats", type=count, default=4, help="times an epoch shows faceboxes_dev")
     parser.add_argument("--more", type=Path, nargs="*", default=[], help="packs of large faces (label_faces.py)")
     parser.add_argument("--start", type=Path, help="a model of an earlier run, to go on from with a new schedule")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31), help="a random one unless given")
-    parser.add_argument("--workers", type=int, default=WORKERS, help="processes that make batches (%(default)s)")
-    parser.add_argument("--limit", type=int, default=None, help="pictures an epoch, and to validate on")
-    parser.add_argument("--validate-every", type=int, default=2, help="epochs between validations (%(default)s)")
+    parser.add_argument("--workers", type=count, default=WORKERS, help="processes that make batches (%(default)s)")
+    parser.add_argument("--limit", type=count, help="pictures an epoch, and to validate on")
+    parser.add_argument("--validate-every", type=count, default=2, help="epochs between validations (%(default)s)")
     parser.add_argument(
         "--resume", action="store_true", help="go on in the output folder, with the settings kept there"
     )
     arguments = parser.parse_args()
     folder: Path = arguments.output
     folder.mkdir(parents=True, exist_ok=True)
-    settings = vars(arguments) | {"command": shlex.join(["python", *sys.argv])}
+    run_of = {"command": shlex.join(["python", *sys.argv]), "commit": commit()}
     if arguments.resume:
-        if not (folder / "progress.json").is_file():
+        if not progress(folder).is_file():
             raise InputError(f"nothing to resume: {folder} holds no epoch of a run")
-        settings = json.loads((folder / "settings.json").read_text()) | {"workers": arguments.workers}
+        kept = json.loads((folder / "settings.json").read_text())
+        run_of = {name: kept.pop(name, run_of[name]) for name in run_of}
+        parser.set_defaults(**kept)
+        arguments = parser.parse_args()
+    else:
+        progress(folder).unlink(missing_ok=True)  # of another run, which this one replaces
+    settings = vars(arguments) | run_of
     settings["more"] = [str(path) for path in settings["more"]]
     (folder / "settings.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
     train(folder, settings, resume=arguments.resume)
 
 
+def progress(folder: Path) -> Path:
+    """Where a run keeps how many of its epochs are done."""
+    return folder / "progress.json"
+
+
 def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
     """One run, from random weights or from a checkpoint to the written models."""
-    checkpoint, progress = folder / "checkpoint.weights.h5", folder / "progress.json"
+    checkpoint = folder / "checkpoint.weights.h5"
     seed, limit, epochs, batch = (settings[key] for key in ("seed", "limit", "epochs", "batch"))
     keras.utils.set_random_seed(seed)
     data = Path(settings["data"])
@@ -122,7 +134,7 @@ def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
     first = 0
     if resume:
         trained.load_weights(checkpoint)  # with the optimiser's own
-        first = json.loads(progress.read_text())["epochs_done"]
+        first = json.loads(progress(folder).read_text())["epochs_done"]
     print(
         f"seed {seed}, {model.count_params() / 1e3:.0f} k parameters, "
         f"{multiplications(*CANVAS[::-1]) / 1e6:.0f} MMAC a canvas, {multiplications(320, 416) / 1e6:.0f} at far; "
@@ -142,7 +154,7 @@ def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
             aside = folder / "writing.weights.h5"
             trained.save_weights(aside)
             aside.replace(checkpoint)
-            progress.write_text(json.dumps({"epochs_done": epoch + 1}))
+            progress(folder).write_text(json.dumps({"epochs_done": epoch + 1}))
             line = f"epoch {epoch + 1} of {epochs}, loss {np.mean(losses):.4f}"
             if (epoch + 1) % settings["validate_every"] == 0:
                 average = averaged(trained, optimizer, model)
@@ -290,7 +302,7 @@ def write(average: keras.Model, scenes: Scenes, settings: dict[str, Any], folder
         sized = network(model_input.height, model_input.width)
         sized.set_weights(average.get_weights())
         sized.save(folder / f"{name}.keras")
-        chosen = rng.choice(len(scenes), CALIBRATION_PICTURES, replace=False)
+        chosen = rng.choice(len(scenes), min(CALIBRATION_PICTURES, len(scenes)), replace=False)
         pictures = [letterbox(scenes[int(i)].image, model_input.width, model_input.height)[0] for i in chosen]
         np.save(folder / f"{name}.npy", np.stack(pictures))
         (folder / f"{name}.json").write_text(card(name, settings).to_json())
@@ -332,6 +344,7 @@ def card(name: str, settings: dict[str, Any]) -> ModelCard:
             * bool(settings["more"])
             + "; random start",
             "seed": settings["seed"],
+            "commit": settings["commit"],
         },
         licence="LicenseRef-edgefer-models-research-only",
         intended_use=INTENDED_USE[name],

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import date
@@ -40,7 +39,7 @@ from emotion_teachers import Teachers, as_input, with_unlabelled
 from evaluate_emotion import confusion_matrix
 from keras import layers
 from numpy.typing import NDArray
-from training import checkpoint, fit, history
+from training import checkpoint, commit, fit, history
 
 from edgefer.errors import InputError
 from edgefer.messages import Image
@@ -312,13 +311,6 @@ def multiply_adds(model: keras.Model) -> int:
     """The multiply-adds of one image, in convolutions and dense layers."""
     weighted = [layer for layer in model.layers if isinstance(layer, layers.Conv2D | layers.Dense)]
     return sum(int(np.prod(layer.output.shape[1:-1])) * int(np.prod(layer.kernel.shape)) for layer in weighted)
-
-
-def commit() -> str:
-    """The commit that the script was run from, "-dirty" where it wasn't that alone."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # all of it is ours
-    return result.stdout.strip()
 
 
 def card(arguments: argparse.Namespace, network: Network, faces: Faces, trained_on: int) -> ModelCard:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from contextlib import closing
@@ -95,3 +96,10 @@ class Keep(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no type
     def on_train_end(self, logs: Figures | None = None) -> None:
         """Leave the bar where it ended."""
         self._bar.close()
+
+
+def commit() -> str:
+    """The commit that the script was run from, "-dirty" where it wasn't that alone."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # all of it is ours
+    return result.stdout.strip()
