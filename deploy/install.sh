@@ -164,7 +164,7 @@ has_numpy_1() {
     if [[ $dry_run == yes ]] && ! is_installed python3-numpy; then
         grep -q '^VERSION_CODENAME=bookworm$' /etc/os-release
     else
-        /usr/bin/python3 -c 'import numpy, sys; sys.exit(numpy.__version__ >= "2")' 2>/dev/null
+        /usr/bin/python3 -I -c 'import numpy, sys; sys.exit(numpy.__version__ >= "2")' 2>/dev/null
     fi
 }
 
@@ -182,7 +182,7 @@ build_version() {
     # picamera2 comes from apt: the environment has to see it.
     if [[ $system_packages == yes ]]; then venv_options+=(--system-site-packages); fi
     mkdir -p "$versions"
-    /usr/bin/python3 -m venv "${venv_options[@]}" "$new"
+    /usr/bin/python3 -I -m venv "${venv_options[@]}" "$new"
     "$new/bin/pip" install "${pip_options[@]}" "${source}[seal]" "${constraints[@]}" ||
         fail "pip couldn't install edgefer (above); without a network, use --wheelhouse" 69
     install -m 755 "$here/command.py" "$new/edgefer"

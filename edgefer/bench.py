@@ -31,6 +31,7 @@ from edgefer import __version__, emotions, identify, machine
 from edgefer.cameras import sample
 from edgefer.emotions import EmotionWatcher
 from edgefer.errors import InputError
+from edgefer.files import isolated_python
 from edgefer.gallery import Gallery
 from edgefer.identify import Identifier, identity_rule
 from edgefer.messages import Frame, Image
@@ -389,7 +390,7 @@ def _start(settings: Settings, picture: Image, starts: int) -> Start:
 def _load() -> tuple[float, float]:
     """Seconds to import the daemon, and to load its models."""
     done = subprocess.run(  # noqa: S603  # here and below: our own command, no shell
-        [sys.executable, "-c", _LOAD], capture_output=True, text=True, timeout=START_LIMIT_S, check=True
+        isolated_python(_LOAD), capture_output=True, text=True, timeout=START_LIMIT_S, check=True
     )
     imported_s, loaded_s = (float(word) for word in done.stdout.split())
     return imported_s, loaded_s
@@ -410,7 +411,7 @@ def _first_event_s(settings: Settings, picture: Image) -> float | None:
             "EDGEFER_FRAME__MIRROR": "false",
         }
         errors = Path(temporary) / "errors"
-        command = [sys.executable, "-m", "edgefer", "run"]
+        command = isolated_python("import sys; from edgefer.__main__ import main; sys.exit(main(['run']))")
         start_s = time.perf_counter()
         with (
             errors.open("wb") as stderr,

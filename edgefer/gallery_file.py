@@ -307,8 +307,8 @@ def _explained(path: Path, error: sqlite3.DatabaseError) -> InputError:
     if "unable to open" in text or "readonly" in text:
         if _is_read_only(path.parent):
             return UnreadableGalleryError(
-                f"{path}: its disk can be read only: a card does that when it fails, and fstab may ask for it "
-                f"(`findmnt -T {path.parent}`); mount it writable"
+                f"{path}: its folder is mounted read-only (`findmnt -T {path.parent}`): a card that fails is, and for "
+                "the service all but its own folders are (ReadWritePaths= in the unit)"
             )
         return InputError(f"{path}: {text}; run this as the owner of EDGEFER_STATE_DIR, or with sudo")
     return InputError(f"{path}: {text}; EDGEFER_STATE_DIR is its folder")

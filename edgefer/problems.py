@@ -74,8 +74,9 @@ KINDS = (
         "gallery",
         "unreadable",
         "degraded",
-        "The file of the people we know can't be read any more: only those who were loaded before are told by name.",
-        "Put a copy of gallery.sqlite3 back into EDGEFER_STATE_DIR, or enrol again; the daemon takes it up by itself.",
+        "The file of the people we know can't be read: only those who were loaded before, if any, are told by name.",
+        "The message says why. Make room on the disk, or end what holds the file; where it is damaged, put a copy of "
+        "gallery.sqlite3 back into EDGEFER_STATE_DIR, or enrol again. The daemon takes it up by itself.",
     ),
     Kind(
         "machine",

@@ -43,11 +43,20 @@ PREFIX = "EDGEFER_"
 ENV_FILE = Path(".env")
 MAX_FILE_BYTES = 2**16
 """Of a .env, and of a password's file: the latter is sent whole to the broker, as an MQTT field holds no more."""
-LOCAL_SCHEMES = ("file", "images", "v4l2", "picamera2", "sample", "synthetic")
+LOCAL_SCHEMES = ("file://", "images://", "v4l2://", "picamera2://", "sample://", "synthetic://")
 """Of cameras' addresses: what stands after them is a path and options, and no secret."""
 
 Score = Annotated[float, Field(gt=0, lt=1)]
-UserPath = Annotated[Path, AfterValidator(expand_home)]
+
+
+def _known_home(path: Path) -> Path:
+    expanded = expand_home(path)
+    if str(expanded).startswith("~"):
+        raise ValueError(f"nobody here has the home {path.parts[0]}")
+    return expanded
+
+
+UserPath = Annotated[Path, AfterValidator(_known_home)]
 """A path in which `~` is a home: no shell has seen it in a .env or an EnvironmentFile."""
 
 
@@ -208,7 +217,7 @@ def _default_state_dir() -> Path:
     # systemd gives one folder, or several with colons between; ours is the first.
     if folder := os.environ.get("STATE_DIRECTORY", "").split(":")[0]:
         return Path(folder)
-    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "edgefer"
+    return expand_home(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "edgefer"
 
 
 class Settings(BaseSettings):
@@ -358,16 +367,14 @@ def show(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     text = "" if value is None else str(value)
-    scheme, colon, rest = text.partition("://") if "://" in text else ("", "", text)
+    _, scheme, rest = re.split("^([A-Za-z][A-Za-z0-9+.-]*://|)", text, maxsplit=1)
+    if scheme.lower() in LOCAL_SCHEMES:
+        return text
     user, at, address = rest.rpartition("@")
-    if at and (colon or ":" in user):
+    if at and (scheme or ":" in user):
         rest = f"***@{address}"
-    if scheme.lower() == "gstreamer":
-        rest = re.sub("=.*", "=***", rest, flags=re.DOTALL)
-    elif colon and scheme.lower() not in LOCAL_SCHEMES:
-        # What is asked of a network camera; some take it in the path, /user=admin&password=... .
-        rest = re.sub("([?#]|/[^/?#=]*=).*", r"\1***", rest, flags=re.DOTALL)
-    return scheme + colon + rest
+    # What is asked of a network camera, be it in the path (/user=admin&password=...), and the properties of a pipeline.
+    return scheme + re.sub("([?#=]).*", r"\1***", rest, flags=re.DOTALL)
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -55,6 +55,9 @@ def test_settings_show_values_defaults_and_no_secret(edgefer):
         ("http://door/cgi?user=ada&password=topsecret", "http://door/cgi?***"),
         ("rtsp://door/live/user=ada&password=topsecret", "rtsp://door/live/user=***"),
         ("gstreamer://rtspsrc location=rtsp://door user-pw=topsecret ! decodebin", "gstreamer://rtspsrc location=***"),
+        ("rtspsrc user-pw=topsecret location=rtsp://door/x ! decodebin", "rtspsrc user-pw=***"),
+        ("ada:topsecret@door/r=http://x", "***@door/r=***"),
+        ("file:///clips/ada@home.mp4", "file:///clips/ada@home.mp4"),
         ("v4l2:///dev/video0?format=MJPG", "v4l2:///dev/video0?format=MJPG"),
         ("file:///clips/a%20b.mp4?loop=1", "file:///clips/a%20b.mp4?loop=1"),
     ],
@@ -118,10 +121,17 @@ def test_doctor_notes_a_gallery_that_the_daemon_outlasts(edgefer, tmp_path):
     assert done.returncode == 0
 
 
-def test_doctor_explains_a_folder_of_nobody(edgefer):
+def test_a_home_of_nobody_is_a_wrong_setting(edgefer):
     done = edgefer("doctor", "--offline", EDGEFER_STATE_DIR="~nobodyofthisname/state")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert re.search(r"^ok +permissions +~nobodyofthisname/state can be written", done.stdout, re.MULTILINE)
+    assert done.returncode == 78
+    assert "EDGEFER_STATE_DIR" in done.stderr
+    assert "nobody here has the home ~nobodyofthisname" in done.stderr
+
+
+def test_a_models_name_may_be_anything(edgefer):
+    done = edgefer("doctor", "--offline", EDGEFER_EMOTION__MODEL="x" * 300)
+    assert done.returncode == 66
+    assert "there is no model named 'xxx" in done.stdout
 
 
 def test_doctor_shows_a_card_without_its_control_characters(edgefer, tmp_path):

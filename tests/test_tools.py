@@ -593,9 +593,12 @@ def test_a_pack_that_is_none_is_told(tmp_path):
     from data import open_pack
 
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 and so on")
+    (tmp_path / "empty.npz").touch()
+    np.save(tmp_path / "array.npy", np.zeros(3))
     np.savez(tmp_path / "other.npz", blob=np.zeros(3), off=np.zeros(2))
-    with pytest.raises(InputError, match=r"cut\.npz: it can't be read"):
-        open_pack(tmp_path / "cut.npz")
+    for name in ("cut.npz", "empty.npz", "array.npy"):
+        with pytest.raises(InputError, match=f"{name}: it can't be read"):
+            open_pack(tmp_path / name)
     with pytest.raises(InputError, match=r"other\.npz: no such pack: it lacks box, img"):
         open_pack(tmp_path / "other.npz", "img", "box")
 

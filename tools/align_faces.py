@@ -12,8 +12,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from command_line import Parser, run
-from data import DATA, some_pictures_below
+from command_line import Parser, pack_path, run
+from data import DATA, save_pack, some_pictures_below
+from peer_detectors import peer
 from tqdm import tqdm
 
 from edgefer.errors import InputError
@@ -29,14 +30,13 @@ def main() -> None:
     """Write one pack, and say how many pictures had a face."""
     parser = Parser(__doc__)
     parser.add_argument("folder", type=Path, help="pictures, in any depth of folders")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the .npz to write")
+    parser.add_argument("-o", "--output", type=pack_path, required=True, help="the .npz to write")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
     parser.add_argument("--min-score", type=float, default=0.7, help="of YuNet, 0..1 (%(default)s)")
     arguments = parser.parse_args()
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     paths = some_pictures_below(arguments.folder)
-    yunet = arguments.data / "peers" / "yunet_n_640_640.onnx"
-    if not yunet.is_file():
-        raise InputError(f"{yunet} isn't there; name the folder of the research data with --data")
+    yunet = peer(arguments.data / "peers" / "yunet_n_640_640.onnx")
     detector = cv2.FaceDetectorYN.create(str(yunet), "", (SIDE, SIDE), score_threshold=arguments.min_score)
     jpegs = []
     for path in tqdm(paths, unit="picture", mininterval=10):
@@ -49,8 +49,7 @@ def main() -> None:
             jpegs.append(cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].ravel())
     if not jpegs:
         raise InputError(f"{arguments.folder}: no face was found on any of {len(paths)} pictures")
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(arguments.output, blob=np.concatenate(jpegs), off=np.cumsum([0, *map(len, jpegs)]))
+    save_pack(arguments.output, blob=np.concatenate(jpegs), off=np.cumsum([0, *map(len, jpegs)]))
     print(f"{arguments.output}: {len(jpegs)} faces of {len(paths)} pictures")
 
 

@@ -42,6 +42,13 @@ def count(text: str, least: int = 1) -> int:
     return int(text)
 
 
+def pack_path(text: str) -> Path:
+    """Where a pack is to be written."""
+    if Path(text).suffix != ".npz":
+        raise argparse.ArgumentTypeError(f"{text}: a name that ends in .npz is wanted")
+    return Path(text)
+
+
 def card_path(text: str) -> Path:
     """Where a model's card is, from its own path, its .tflite's, or the name of a model that ships."""
     path = Path(text)

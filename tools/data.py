@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -63,11 +64,18 @@ def open_pack(path: Path, *fields: str) -> Pack:
     try:
         with np.load(path) as archive:
             pack = Pack({name: archive[name] for name in archive.files})
-    except (BadZipFile, ValueError, AttributeError) as error:
+    except (BadZipFile, zlib.error, EOFError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: it can't be read: {error}; is it whole, and a pack of pictures?") from error
     if missing := sorted({"blob", "off", *fields} - set(pack.fields)):
         raise InputError(f"{path}: no such pack: it lacks {', '.join(missing)}")
     return pack
+
+
+def save_pack(path: Path, **fields: Any) -> None:
+    """Write a pack of these arrays, whole or not at all."""
+    aside = path.with_suffix(".writing.npz")
+    np.savez(aside, **fields)
+    aside.replace(path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from command_line import Parser, card_path, run
+from command_line import Parser, card_path, count, run
 from data import DATA, load_fer2013
 from detector_scenes import open_photos
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ from peer_detectors import peer
 
 from edgefer.errors import InputError
 from edgefer.messages import Box, Detection, Image
-from edgefer.vision.card import Crop
+from edgefer.vision.card import Crop, read_card
 from edgefer.vision.detector import Detector
 from edgefer.vision.emotion import EmotionReader
 from edgefer.vision.model import Model, find_model
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--detector", default="far", help="a detector's name or .tflite (%(default)s)")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="leave the card as it is, and measure with its own crop")
-    parser.add_argument("--images", type=int, default=1200, help="images of FER2013 to measure on (%(default)s)")
+    parser.add_argument("--images", type=count, default=1200, help="images of FER2013 to measure on (%(default)s)")
     arguments = parser.parse_args()
     reader = EmotionReader(Model(arguments.card.with_suffix(".tflite"), "emotion"))
     detector = Detector(Model(find_model(arguments.detector), "detector"))
@@ -71,7 +71,7 @@ def main() -> None:
     )
     print(f"crop: {crop}")
     if not arguments.dry_run:
-        arguments.card.write_text(dataclasses.replace(reader.model.card, crop=crop).to_json())
+        arguments.card.write_text(dataclasses.replace(read_card(arguments.card), crop=crop).to_json())
         reader = EmotionReader(Model(arguments.card.with_suffix(".tflite"), "emotion"))
     public = np.flatnonzero(fer.usage == 1)[: arguments.images]
     compare(detector, reader, fer.images[public], fer.labels[public])

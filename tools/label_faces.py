@@ -13,8 +13,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from command_line import Parser, run
-from data import DATA, some_pictures_below
+from command_line import Parser, count, pack_path, run
+from data import DATA, save_pack, some_pictures_below
 from detector_scenes import Floats, sizes_of
 from peer_detectors import Detect, Scrfd, YuNet
 from tqdm import tqdm
@@ -36,12 +36,10 @@ def main() -> None:
     """Write one pack, and say how many pictures the two agreed on."""
     parser = Parser(__doc__)
     parser.add_argument("folder", type=Path, help="pictures, in any depth of folders")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the .npz to write")
+    parser.add_argument("-o", "--output", type=pack_path, required=True, help="the .npz to write")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
-    parser.add_argument("--limit", type=int, help="pictures to take at random; all unless given")
+    parser.add_argument("--limit", type=count, help="pictures to take at random; all unless given")
     arguments = parser.parse_args()
-    if arguments.output.suffix != ".npz":
-        parser.error(f"-o {arguments.output}: a name that ends in .npz is wanted")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     paths = some_pictures_below(arguments.folder)
     chosen = np.random.default_rng(0).permutation(len(paths))[: arguments.limit]
@@ -58,9 +56,8 @@ def main() -> None:
             points.append(np.array(face.landmarks, np.float32))
     if not jpegs:
         raise InputError(f"{arguments.folder}: on none of {len(chosen)} pictures the two agreed on a single face")
-    aside = arguments.output.with_suffix(".writing.npz")
-    np.savez(
-        aside,
+    save_pack(
+        arguments.output,
         blob=np.concatenate(jpegs),
         off=np.cumsum([0, *map(len, jpegs)]),
         img=np.arange(len(jpegs)),
@@ -68,7 +65,6 @@ def main() -> None:
         kps=np.stack(points),
         ignore=np.zeros(len(jpegs), np.uint8),
     )
-    aside.replace(arguments.output)
     print(f"{arguments.output}: {len(jpegs)} of {len(chosen)} pictures")
 
 

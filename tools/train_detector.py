@@ -86,11 +86,8 @@ def main() -> None:
         run_of = {name: kept.pop(name, run_of[name]) for name in run_of}
         parser.set_defaults(**kept)
         arguments = parser.parse_args()
-    else:
-        progress(folder).unlink(missing_ok=True)  # of another run, which this one replaces
     settings = vars(arguments) | run_of
     settings["more"] = [str(path) for path in settings["more"]]
-    (folder / "settings.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
     train(folder, settings, resume=arguments.resume)
 
 
@@ -113,6 +110,9 @@ def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
     model = network()
     if settings["start"] and not resume:
         start_from(model, Path(settings["start"]))
+    if not resume:
+        progress(folder).unlink(missing_ok=True)  # of another run, which this one replaces
+    (folder / "settings.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
     trained = keras.Model(model.input, layers.Concatenate(-1)(model.outputs))
     warmup = min(400, epochs * steps // 4)
     rate = keras.optimizers.schedules.CosineDecay(

@@ -33,7 +33,7 @@ from keras import layers, ops
 from muon import Muon
 from numpy.typing import NDArray
 from tqdm import tqdm
-from training import checkpoint, fit, history, warm_cosine
+from training import begin_anew, checkpoint, commit, fit, history, warm_cosine
 
 from edgefer.errors import InputError
 from edgefer.messages import Image
@@ -68,8 +68,8 @@ def main() -> None:
     parser.add_argument("--batch", type=count, default=128, help="faces a step (%(default)s)")
     parser.add_argument("--rate", type=float, default=0.012, help="the highest learning rate (%(default)s)")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31), help="a random one unless given")
-    parser.add_argument("--workers", type=int, default=WORKERS, help="processes that make batches (%(default)s)")
-    parser.add_argument("--limit", type=int, help="faces of each pack, to try the script")
+    parser.add_argument("--workers", type=count, default=WORKERS, help="processes that make batches (%(default)s)")
+    parser.add_argument("--limit", type=count, help="faces of each pack, to try the script")
     parser.add_argument("--start", type=Path, help="a model of an earlier run, as wide or narrower, to go on from")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
     arguments = parser.parse_args()
@@ -78,13 +78,13 @@ def main() -> None:
     if arguments.resume:
         if not (folder / "settings.json").is_file():
             raise InputError(f"nothing to resume: {folder / 'settings.json'} isn't there")
-        kept = json.loads((folder / "settings.json").read_text())
+        kept = {"commit": commit()} | json.loads((folder / "settings.json").read_text())
         parser.set_defaults(**kept)
         arguments = parser.parse_args()
     else:
         kept = {name: value for name, value in vars(arguments).items() if name != "resume"}
         kept |= {"command": shlex.join(["python", *sys.argv]), "more": [str(path) for path in arguments.more]}
-        (folder / "settings.json").write_text(json.dumps(kept, indent=2, default=str) + "\n")
+        kept["commit"] = commit()
     keras.utils.set_random_seed(arguments.seed)
 
     packs = [Path(arguments.data) / "celeba_wild_id_112.npz"]
@@ -111,6 +111,8 @@ def main() -> None:
         model, done = network(), []
         if arguments.start:
             go_on_from(keras.models.load_model(arguments.start, compile=False), model)
+        begin_anew(folder)
+        (folder / "settings.json").write_text(json.dumps(kept, indent=2, default=str) + "\n")
         compile_for(model, rates)
         start = float(ops.mean(alike(validation[1], model.predict(validation[0], verbose=0))))
         print(
@@ -292,6 +294,7 @@ def card(settings: dict[str, Any], learnt: int, packs: list[str]) -> ModelCard:
             "data": f"{learnt} aligned faces ({', '.join(packs)}), to the answers of a public MobileFaceNet "
             "(LFW 99.2 %); random start; the last 25 CelebA people held out",
             "seed": settings["seed"],
+            "commit": settings["commit"],
         },
         licence="LicenseRef-edgefer-models-research-only",
         intended_use="Telling a few people who agreed to it apart from each other and from strangers, on faces of "

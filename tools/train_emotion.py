@@ -39,7 +39,7 @@ from emotion_teachers import Teachers, as_input, with_unlabelled
 from evaluate_emotion import confusion_matrix
 from keras import layers
 from numpy.typing import NDArray
-from training import checkpoint, commit, fit, history
+from training import begin_anew, checkpoint, commit, fit, history
 
 from edgefer.errors import InputError
 from edgefer.messages import Image
@@ -127,6 +127,7 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
         # With another --epochs, the rest of the way down is steeper or flatter.
         model.optimizer.learning_rate = rates
     else:
+        begin_anew(arguments.out)
         model, done = network.build(len(faces.names)), []
         if arguments.start:
             # The mean of runs that began with the same weights is often better than each.

@@ -29,6 +29,12 @@ def checkpoint(folder: Path) -> Path:
     return folder / "checkpoint.keras"
 
 
+def begin_anew(folder: Path) -> None:
+    """Forget the epochs of another run in this folder, which nobody should go on from with the settings of this one."""
+    for kept in (checkpoint(folder), folder / "history.json"):
+        kept.unlink(missing_ok=True)
+
+
 def history(folder: Path) -> list[Figures]:
     """The figures of each epoch that a run has done."""
     kept = folder / "history.json"

@@ -186,9 +186,11 @@ def _short_form(text: str) -> CameraUri:
         return CameraUri("v4l2", text, {}, text)
     path = expand_home(text).absolute()
     # Not path.exists() and is_dir(), which raise where a folder above may not be read.
-    if ":" in text.partition("@")[0] and "@" in text and not os.path.exists(path):  # noqa: PTH110
+    if re.search("://|=|:.*@", text, re.DOTALL) and not os.path.exists(path):  # noqa: PTH110
+        # It isn't shown: it may hold a password.
         raise UsageError(
-            "the camera's address looks like one with a password, but has no scheme: write rtsp://user:password@host/path"
+            "the camera is no file, and an address without its scheme: write rtsp://user:password@host/path, or "
+            "gstreamer:// before a pipeline"
         )
     return CameraUri("images" if os.path.isdir(path) else "file", str(path), {}, text)  # noqa: PTH112
 
