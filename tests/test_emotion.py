@@ -155,7 +155,12 @@ def test_a_second_model_of_other_labels_stands_beside_the_first(tool, tmp_path, 
     pytest.importorskip("ai_edge_litert", reason="evaluate.py needs LiteRT's schema of .tflite files")
     face_files(tmp_path / "faces", {"happy": 6, "angry": 6, "fear": 2})
     monkeypatch.chdir(tmp_path)
-    own, other = place(tmp_path, labels=("angry", "happy", "sad")), find_model("emotion-48")
+    labels, other = ("angry", "happy", "sad"), find_model("emotion-48")
+    own = place(tmp_path, labels=labels)
+    monkeypatch.setattr("sys.argv", ["evaluate.py", "emotion", str(own), "--data", "faces"])
+    assert tool("command_line").run(tool("evaluate").main) == 66
+    assert "its card has None in training.precision, where one of int8, " in capsys.readouterr().err
+    own = place(tmp_path, labels=labels, training={"precision": "int8"})
     before = own.with_suffix(".json").read_text(), other.with_suffix(".json").read_text()
     monkeypatch.setattr("sys.argv", ["evaluate.py", "emotion", str(own.with_suffix(".json")), "--data", "faces",
                                      "--beside", str(other.with_suffix(".json"))])  # fmt: skip
