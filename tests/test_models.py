@@ -139,6 +139,14 @@ def test_a_truncated_model_whose_card_has_no_digest(tmp_path):
     assert "can't load the model" in refusal(path)
 
 
+def test_a_model_with_a_name_that_is_no_text(tmp_path):
+    path = place(tmp_path, sha256="")
+    content = path.read_bytes()
+    assert content.count(b"StatefulPartitionedCall_1:0") == 1
+    path.write_bytes(content.replace(b"StatefulPartitionedCall_1:0", b"\x80tatefulPartitionedCall_1:0"))
+    assert "a name in the model isn't text" in refusal(path)
+
+
 def test_a_trial_runs_no_code_of_the_current_folder(tmp_path, monkeypatch):
     (tmp_path / "resource.py").write_text("open('ran', 'w')")
     monkeypatch.chdir(tmp_path)

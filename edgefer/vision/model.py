@@ -69,8 +69,11 @@ class Model:
             _try_out(path)
             self.card = _with_digest(self.card, content)
         self._interpreter = _interpreter(path, content, threads)
-        (self._input, *others) = self._interpreter.get_input_details()
-        self._outputs = self._interpreter.get_output_details()
+        try:
+            (self._input, *others) = self._interpreter.get_input_details()
+            self._outputs = self._interpreter.get_output_details()
+        except UnicodeDecodeError as error:
+            raise ModelError(f"{path}: a name in the model isn't text: the file is damaged; copy it again") from error
         if others:
             raise ModelError(f"{path}: the model has {1 + len(others)} inputs; edgefer gives it one picture")
         _check_input(path, self.card, self._input)
