@@ -14,6 +14,8 @@ from edgefer.messages import Image
 
 MAX_BYTES = 64 * 2**20
 """Of a picture's file. What it may come to once it is read, edgefer/__init__.py says."""
+MAX_SIDE = 32_000
+"""Pixels: OpenCV warps no picture with a side of 2^15 and more."""
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
 
@@ -34,10 +36,6 @@ def is_picture(path: Path) -> bool:
     """Whether a file is named as a picture."""
     # macOS leaves a hidden ._name beside each file that it copies to a foreign disk.
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-
-
-MAX_SIDE = 32_000
-"""Pixels: OpenCV warps no picture with a side of 2^15 and more."""
 
 
 def read_picture(path: Path) -> Image:

@@ -51,7 +51,6 @@ class Scrfd:
     def __call__(self, image: Image) -> list[Detection]:
         """The faces of a picture (BGR), best first, in pixels of the picture."""
         square, scale = letterbox(image, self._side, self._side)
-        height, width = image.shape[:2]
         rgb = cv2.cvtColor(square, cv2.COLOR_BGR2RGB).astype(np.float32).transpose(2, 0, 1)
         pixels = np.ascontiguousarray((rgb - 127.5) / 128)  # ncnn reads it where it lies
         extractor = self._net.create_extractor()
@@ -59,9 +58,7 @@ class Scrfd:
         found = [self._grid(extractor, stride) for stride in (8, 16, 32)]
         scores, boxes, points = (np.concatenate(parts) for parts in zip(*found, strict=True))
         kept = suppress(scores, boxes, MAX_IOU)
-        # As our own are: people's boxes end at the picture's edge too.
-        boxes = (boxes / scale).clip(0, (width, height, width, height))
-        return [detection(boxes[i], points[i] / scale, float(scores[i])) for i in kept]
+        return [detection(image, boxes[i] / scale, points[i] / scale, float(scores[i])) for i in kept]
 
     def _grid(self, extractor: Any, stride: int) -> tuple[Any, Any, Any]:
         # Anchors x cells; then, for each anchor, 4 sides or 10 coordinates x cells.
@@ -91,11 +88,10 @@ class YuNet:
         if rows is None:
             return []  # type: ignore[unreachable]  # OpenCV's types say so, and are wrong
         # A row is x, y, width, height, the five points, the score.
-        height, width = image.shape[:2]
         boxes = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], 1) / scale
-        boxes = boxes.clip(0, (width, height, width, height))
         points = rows[:, 4:14].reshape(-1, 5, 2) / scale
-        return [detection(box, five, float(score)) for box, five, score in zip(boxes, points, rows[:, 14], strict=True)]
+        found = zip(boxes, points, rows[:, 14], strict=True)
+        return [detection(image, box, five, float(score)) for box, five, score in found]
 
 
 def peer(path: Path) -> Path:
@@ -105,8 +101,12 @@ def peer(path: Path) -> Path:
     return path
 
 
-def detection(box: Any, points: Any, score: float) -> Detection:
-    """A detection from left, top, right, bottom and five points (x, y)."""
-    left, top, right, bottom = (float(side) for side in box)
+def detection(image: Image, box: Any, points: Any, score: float) -> Detection:
+    """A detection from left, top, right, bottom and five points (x, y) in pixels of a picture.
+
+    The box ends at the picture's edge, as our own and those that people draw do.
+    """
+    height, width = image.shape[:2]
+    left, top, right, bottom = (float(side) for side in box.clip(0, (width, height, width, height)))
     landmarks = cast("Landmarks", tuple((float(x), float(y)) for x, y in points))
     return Detection(Box(left, top, right - left, bottom - top), score, landmarks)

@@ -18,9 +18,9 @@ Precision = Literal["int8", "float16", "dynamic", "float32"]
 Shift = Annotated[float, Field(ge=-1, le=1)]
 Text = Annotated[str, Field(max_length=64)]
 """Names, which may go into every event."""
+Label = Annotated[Text, Field(min_length=1)]
 MAX_CARD_BYTES = 2**20
 """Of a card's file; a long one has some kilobytes."""
-Label = Annotated[Text, Field(min_length=1)]
 _strict = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 

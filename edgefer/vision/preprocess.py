@@ -46,9 +46,8 @@ def letterbox(image: Image, width: int, height: int) -> tuple[Image, float]:
         resized = cv2.resize(resized, half, interpolation=cv2.INTER_AREA)
     if resized.shape[1::-1] != size:
         resized = cv2.resize(resized, size, interpolation=cv2.INTER_LINEAR)
-    resized = resized.reshape(
-        size[1], size[0], *image.shape[2:]
-    )  # OpenCV drops the axis of a gray picture's one channel
+    # OpenCV drops the axis of a gray picture's one channel.
+    resized = resized.reshape(size[1], size[0], *image.shape[2:])
     if size == (width, height):
         return resized, scale
     canvas = np.full((height, width, *image.shape[2:]), PADDING, np.uint8)
