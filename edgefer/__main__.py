@@ -171,7 +171,10 @@ def _parser() -> argparse.ArgumentParser:
     analyze_parser.add_argument("files", nargs="+", metavar="FILE", help="a picture, a video, or a folder of pictures")
     analyze_parser.add_argument("--json", action="store_true", help="JSON lines, one a picture or video frame")
     enroll_parser = add("enroll", enroll)
-    enroll_parser.add_argument("name", help="the person's name, as it will be published")
+    enroll_parser.usage = (
+        "%(prog)s NAME (--images PATH [PATH ...] | --camera [--seconds SECONDS]) [--keep-images] [--ignore]"
+    )
+    enroll_parser.add_argument("name", metavar="NAME", help="the person's name, as it will be published")
     source = enroll_parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", nargs="+", type=Path, metavar="PATH", help="pictures, or folders of pictures")
     source.add_argument("--camera", action="store_true", help="whoever is before the camera, alone")
@@ -200,17 +203,17 @@ def _parser() -> argparse.ArgumentParser:
 def _add_people(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="_")
 
-    def add(name: str, action: str, text: str, *names: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
+    def add(command: str, action: str, text: str, **arguments: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(command, help=text, description=text)
         added.set_defaults(action=action)
-        for argument in names:
-            added.add_argument(argument)
+        for argument, meaning in arguments.items():
+            added.add_argument(argument, metavar=argument.upper(), help=meaning)
         return added
 
     listing = add("list", "list_people", "Everybody who is enrolled.")
-    add("remove", "remove", "Forget a person: faces, pictures, and what still goes round with the name.", "name")
-    add("rename", "rename", "Give a person another name.", "name", "to")
-    add("merge", "merge", "Make one person of two, who keeps the second name.", "name", "into")
+    add("remove", "remove", "Forget a person: faces, pictures, and what still goes round with the name.", name="whom")
+    add("rename", "rename", "Give a person another name.", name="the name so far", to="the new one")
+    add("merge", "merge", "Make one person of two.", name="who is INTO too", into="whose name is kept")
     add("export", "export", "Write everybody's faces as JSON, unsealed: personal data.").add_argument(
         "file", nargs="?", type=Path, help="for its owner only; standard output otherwise"
     )

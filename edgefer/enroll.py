@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,10 +38,14 @@ never learned from, with four faces enrolled, that is 99 % of others' faces and 
 
 @dataclass(frozen=True, slots=True)
 class Alike:
-    """Somebody else who looks like the person who was enrolled: the name, and the cosine of the two nearest faces."""
+    """Somebody else who looks like the person who was enrolled: the name, and the cosine of the two nearest faces.
+
+    `ignored` tells whether that is somebody who is never to be named.
+    """
 
     name: str
     similarity: float
+    ignored: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,8 @@ def enroll(
         added = gallery.add(name, templates, ignored=ignored)
         threshold = identity_rule(settings, card).threshold
         known = gallery.embeddings()
-    alike = _alike(known, name, templates, threshold)
+        ignoring = {person.name for person in gallery.people() if person.ignored}
+    alike = _alike(known, ignoring, name, templates, threshold)
     faces = known.get(name, np.empty((0, 0), np.float32))  # removed again already?
     unlike = _unlike(faces, used, UNLIKE * threshold)
     return Enrolled(added, len(used) - added, alike, unlike)
@@ -186,11 +191,14 @@ def enroll_command(
             file=sys.stderr,
         )
     if (alike := enrolled.alike) is not None:
-        print(
-            f"edgefer: {name} looks like {alike.name}, who is enrolled too (similarity {alike.similarity:.2f}): if "
-            "that is one person, `edgefer people merge`; two who look alike will often be `unknown`",
-            file=sys.stderr,
+        advice = (
+            "if that is one person, `edgefer people merge`; two who look alike will often be `unknown`"
+            if alike.ignored == ignored
+            else "one of the two is ignored, and a face near both will be `unknown`: if they are the same, "
+            "`edgefer people remove` one"
         )
+        found = f"{name} looks like {alike.name}, who is enrolled too (similarity {alike.similarity:.2f})"
+        print(f"edgefer: {found}: {advice}", file=sys.stderr)
     return 0
 
 
@@ -266,10 +274,14 @@ def _unlike(faces: NDArray[np.float32], used: Sequence[tuple[str, Template]], th
 
 
 def _alike(
-    known: Mapping[str, NDArray[np.float32]], name: str, used: Sequence[Template], threshold: float
+    known: Mapping[str, NDArray[np.float32]],
+    ignoring: Collection[str],
+    name: str,
+    used: Sequence[Template],
+    threshold: float,
 ) -> Alike | None:
     """Who else is so near that they could be taken for one person, the nearest one."""
     faces = np.stack([template.embedding for template in used])
-    others = [Alike(other, float((faces @ theirs.T).max())) for other, theirs in known.items()]
+    others = [Alike(other, float((faces @ theirs.T).max()), other in ignoring) for other, theirs in known.items()]
     others = [other for other in others if other.name != name and other.similarity >= threshold]
     return max(others, key=lambda other: other.similarity, default=None)

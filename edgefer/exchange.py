@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from datetime import datetime
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -98,8 +99,10 @@ def _newcomer(name: str, value: Any, size: int) -> Newcomer:
 
 def _template(name: str, template: dict[str, Any], size: int) -> Template:
     quality, enrolled = template.get("quality"), template.get("enrolled")
-    if not isinstance(quality, int | float) or not 0 <= quality <= 1 or not isinstance(enrolled, str):
-        raise InputError(f"{name}: a template has embedding, quality (0 to 1) and enrolled (when)")
+    if not isinstance(quality, int | float) or not 0 <= quality <= 1 or not _is_time(enrolled):
+        raise InputError(
+            f"{name}: a template has embedding, quality (0 to 1) and enrolled (when: 2026-11-20T14:30:12+00:00)"
+        )
     return Template(_embedding(name, template.get("embedding"), size), float(quality), enrolled)
 
 
@@ -119,6 +122,14 @@ def _embedding(name: str, values: Any, size: int) -> Embedding:
         raise InputError(f"{name}: an embedding is zero, and so points nowhere")
     exact = np.array(values, np.float64)
     return (exact if abs(length - 1) < 1e-5 else exact / length).astype(np.float32)
+
+
+def _is_time(value: Any) -> TypeGuard[str]:
+    try:
+        datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _are_numbers(values: Any) -> bool:

@@ -239,12 +239,12 @@ class Gallery:
 
     def check_kind(self, name: str, *, ignored: bool) -> None:
         """UsageError where somebody of this name is ignored and this one isn't to be, or the other way round."""
-        for (is_ignored,) in self._file.read("SELECT ignored FROM person WHERE name = ?", name):
-            if bool(is_ignored) != ignored:
-                raise UsageError(
-                    f"{name} is {'ignored' if is_ignored else 'known by name'}: `edgefer people remove` first, "
-                    "or take another name"
-                )
+        is_ignored = self._kind(name)
+        if is_ignored not in (None, ignored):
+            raise UsageError(
+                f"{name} is {'ignored' if is_ignored else 'known by name'}: `edgefer people remove` first, "
+                "or take another name"
+            )
 
     def remove(self, name: str) -> int:
         """Forget a person, without a trace in the file; how many templates there were.
@@ -264,23 +264,27 @@ class Gallery:
     def rename(self, name: str, to: str) -> None:
         """Give a person another name; UsageError when nobody has the one, or somebody the other."""
         to = check_name(to)
-        self._check_known(name)
-        if to != name and self._knows(to):
-            raise UsageError(f"{to} is enrolled too: `edgefer people merge` makes one person of two")
         with self._file.changing() as database:
+            kind, others = self._known_kind(name), self._kind(to)
+            if to != name and others is not None:
+                way_out = "`edgefer people merge` makes one person of two" if others == kind else "take another name"
+                raise UsageError(f"{to} is enrolled too: {way_out}")
             database.execute("UPDATE person SET name = ? WHERE name = ?", (to, name))
         self._load()
         self._file.leave_no_trace(f"{name} is {to} now", f"remove {shlex.quote(name)}")
 
     def merge(self, name: str, into: str) -> None:
-        """Make one person of two, who has the second one's name; UsageError when either isn't enrolled."""
-        self._check_known(name)
-        self._check_known(into)
-        if name == into:
-            raise UsageError(f"{name} and {into} are one person already")
-        if len({person.ignored for person in self.people() if person.name in (name, into)}) == 2:
-            raise UsageError(f"one of {name} and {into} is ignored, the other known by name: they can't be merged")
+        """Make one person of two, who has the second one's name; UsageError when either isn't enrolled.
+
+        A face that both have is kept once.
+        """
         with self._file.changing() as database:
+            if self._known_kind(name) != self._known_kind(into):
+                raise UsageError(f"one of {name} and {into} is ignored, the other known by name: they can't be merged")
+            if name == into:
+                raise UsageError(f"{name} and {into} are one person already")
+            doubles = [(number,) for number in self._doubles(name, into)]
+            database.executemany("DELETE FROM template WHERE id = ?", doubles)
             database.execute(
                 "UPDATE template SET person = (SELECT id FROM person WHERE name = ?) "
                 "WHERE person = (SELECT id FROM person WHERE name = ?)",
@@ -376,12 +380,33 @@ class Gallery:
         vector = np.frombuffer(self._file.open_blob(embedding), "<f4")
         return Template(vector, quality, enrolled, None if picture is None else self._file.open_blob(picture))
 
-    def _knows(self, name: str) -> bool:
-        return bool(self._file.read("SELECT 1 FROM person WHERE name = ?", name))
+    def _kind(self, name: str) -> bool | None:
+        """Whether a person is ignored; None where nobody has that name."""
+        rows = self._file.read("SELECT ignored FROM person WHERE name = ?", name)
+        return bool(rows[0][0]) if rows else None
 
-    def _check_known(self, name: str) -> None:
-        if not self._knows(name):
+    def _known_kind(self, name: str) -> bool:
+        if (kind := self._kind(name)) is None:
             raise UsageError(f"nobody named {name!r} is enrolled; `edgefer people list` shows who is")
+        return kind
+
+    def _doubles(self, name: str, other: str) -> list[int]:
+        """Templates that stand in both people, by number: of each two, one that has no picture."""
+        there = {face: (number, pictured) for number, face, pictured in self._faces(other)}
+        both = [(number, pictured, there[face]) for number, face, pictured in self._faces(name) if face in there]
+        return [theirs if pictured and not kept else number for number, pictured, (theirs, kept) in both]
+
+    def _faces(self, name: str) -> list[tuple[int, bytes, bool]]:
+        rows = self._file.read(
+            "SELECT template.id, embedding, picture IS NOT NULL FROM template JOIN person ON person.id = person "
+            "WHERE name = ? AND model = ?",
+            name,
+            self.model,
+        )
+        return [
+            (number, self._file.open_blob(face), bool(pictured))
+            for number, face, pictured in cast("list[tuple[int, bytes, int]]", rows)
+        ]
 
     def _tell(self, problem: str) -> None:
         if problem != self.problem:
@@ -396,12 +421,12 @@ def open_gallery(settings: Settings, card: ModelCard, *, create: bool = False, o
     """The gallery of the settings' state folder, as the model with this card sees it."""
     key = settings.gallery.key.get_secret_value() if settings.gallery.key else None
     gallery = Gallery(settings.state_dir, model_id(card), key, create=create, outlast=outlast)
-    # Who adds people has looked before, or brings them from elsewhere.
-    if not create and (lost := [person for person in gallery.people() if not person.templates]):
+    # Who adds people has looked before, or brings them from elsewhere. No name: this is logged.
+    if not create and (lost := sum(not person.templates for person in gallery.people())):
         log.warning(
-            "%s: enrolled with another model (%s) than the one in use (%s), and so not recognised: "
-            "`edgefer people relearn` where pictures were kept, else enrol again or import",
-            ", ".join(person.name for person in lost),
+            "%d of the people (`edgefer people list`) were enrolled with another model (%s) than the one in use (%s), "
+            "and aren't recognised: `edgefer people relearn` where pictures were kept, else enrol again or import",
+            lost,
             ", ".join(gallery.other_models()),
             gallery.model,
         )

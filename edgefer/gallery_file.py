@@ -55,8 +55,9 @@ class DamagedGalleryError(UnreadableGalleryError):
 
     def __init__(self, path: Path, found: str) -> None:
         super().__init__(
-            f"{path}: the file is damaged ({found}); move it away, put a copy in its place, or just enrol again: "
-            "`edgefer enroll` and `edgefer people import` keep it aside and begin a new one"
+            f"{path}: the file is damaged ({found}). Stop edgefer, move the file away together with its -wal and -shm, "
+            "and put a copy in its place; or just enrol again: `edgefer enroll` and `edgefer people import` keep it "
+            "aside and begin a new one"
         )
 
 
@@ -120,13 +121,16 @@ class GalleryFile:
                 self._model,
             ),
         )
+        if not all(isinstance(name, str) for name, *_ in rows):
+            raise DamagedGalleryError(self.path, "a name in it isn't text")
         blobs = [self.open_blob(blob) for *_, blob in rows]
         size = len(blobs[0]) if blobs else 0
         if size % 4 or any(len(blob) != size for blob in blobs):
             raise DamagedGalleryError(self.path, "its templates have several sizes")
         faces = np.frombuffer(b"".join(blobs), "<f4").reshape(len(rows), size // 4)
         if not (sound := are_units(faces)).all():
-            raise DamagedGalleryError(self.path, f"a face of {rows[int(sound.argmin())][0]} isn't what was enrolled")
+            # Not whose: this is published and logged, and a name that was removed would stay there.
+            raise DamagedGalleryError(self.path, f"face {rows[int(sound.argmin())][2]} isn't what was enrolled")
         return [(name, bool(ignored), number) for name, ignored, number, _ in rows], faces
 
     @contextmanager
@@ -143,12 +147,15 @@ class GalleryFile:
                 raise
 
     def leave_no_trace(self, done: str, again: str) -> None:
-        """Bring what was deleted out of the file and its write-ahead log: secure_delete has overwritten it there.
+        """Bring what was deleted out of the file and its write-ahead log.
 
+        secure_delete overwrites it where it was, but not where SQLite had moved it from as its neighbours grew: so the
+        file is written anew.
         TracesLeftError where that can't be: what was `done` nonetheless, and the arguments of the `edgefer people`
         that tries `again`.
         """
         try:
+            self._database.execute("VACUUM")
             (busy, _, _) = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.DatabaseError as error:
             raise TracesLeftError(
@@ -220,6 +227,7 @@ class GalleryFile:
         self._database = sqlite3.connect(path or ":memory:", timeout=PATIENCE_S, isolation_level=None)
         self._database.execute("PRAGMA foreign_keys=ON")
         self._database.execute("PRAGMA secure_delete=ON")
+        self._database.execute("PRAGMA temp_store=MEMORY")  # no face in a file outside the state folder
         self._database.execute("PRAGMA synchronous=FULL")  # what was said to be enrolled survives a power cut
 
     def _is_blank(self) -> bool:
@@ -254,7 +262,8 @@ class GalleryFile:
             if self._has_templates():
                 raise InputError(
                     f"{self.path} was made without a key, so EDGEFER_GALLERY__KEY can't open it: unset it; to seal the "
-                    "file, `edgefer people export`, move the file away, set the key, and `edgefer people import`"
+                    "file, `edgefer people export`, stop edgefer, move the file away together with its -wal and -shm, "
+                    "set the key, and `edgefer people import`"
                 )
             seal = Seal.new(key)
             with self.changing() as database:

@@ -116,6 +116,7 @@ class Identifier:
         if self._gallery.refresh():
             self._strangers = []  # to other people
             for decision in self._decisions.values():
+                decision.nearest = None
                 decision.decide(self._gallery)
         if self._gallery.removed:
             self._forget(self._gallery.removed)
@@ -169,5 +170,7 @@ class _Decision:
         match = gallery.match(self._sum / max(float(np.linalg.norm(self._sum)), 1e-9))
         named = self.identity.status == "known" and match is not None and match.name == self.identity.name
         self.identity = (self._rule.relaxed() if named else self._rule).decide(match)
-        self._is_stranger &= self.identity.status == "unknown" and match is not None and not match.ignored
+        # Whoever is over the threshold, and unknown for want of a margin, is one of two who look alike.
+        is_far = match is not None and match.similarity < self._rule.threshold and not match.ignored
+        self._is_stranger &= is_far and self.identity.status == "unknown"
         self.nearest = max(self.nearest or -1.0, match.similarity) if match and self._is_stranger else None

@@ -174,9 +174,10 @@ def _verdict(found: Separation) -> list[str]:
         + (f"{nearest:.3f}  of {found.strangers} seen" if nearest is not None else "none was seen yet"),
     ]
     if found.others is not None and found.others >= found.threshold:
-        lines.append("somebody is over the threshold to somebody else: merge who is one person, or see below")
+        lines.append("somebody is over the threshold to somebody else: merge who is one person, or remove the ignored")
     if found.others is None or widest is None:
-        return [*lines, "nothing to compare: enrol several people with several faces each, and let the daemon run"]
+        missing = "nobody else" if found.others is None else "nobody has two faces"
+        return [*lines, f"no threshold to tell ({missing}): enrol several faces of each, and let the daemon run"]
     if separating is None:
         advice = "no threshold separates them: enrol more and better pictures, or merge who is one person"
     elif found.others < found.threshold <= widest.similarity:

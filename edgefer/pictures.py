@@ -17,6 +17,8 @@ MAX_BYTES = 64 * 2**20
 MAX_SIDE = 32_000
 """Pixels: OpenCV warps no picture with a side of 2^15 and more."""
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+OTHER_SUFFIXES = (".avif", ".heic", ".heif")
+"""What phones write, and OpenCV doesn't read."""
 
 
 def list_pictures(folder: Path) -> list[Path]:
@@ -28,8 +30,16 @@ def list_pictures(folder: Path) -> list[Path]:
     except OSError as error:
         raise InputError(f"{folder} can't be read: {error.strerror}") from error
     if not paths:
-        raise InputError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
+        raise InputError(f"{folder} holds no pictures ({', '.join(SUFFIXES)}){_what_else(folder)}")
     return sorted(paths, key=lambda path: (_natural(path.name), path.name))
+
+
+def _what_else(folder: Path) -> str:
+    """What a folder without pictures may hold instead: an iPhone's, or folders of them."""
+    others = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    if any(path.suffix.lower() in OTHER_SUFFIXES for path in others):
+        return f": turn the {', '.join(OTHER_SUFFIXES)} in it into .jpg"
+    return ", but folders: name these" if any(path.is_dir() for path in others) else ""
 
 
 def is_picture(path: Path) -> bool:
@@ -49,7 +59,9 @@ def read_picture(path: Path) -> Image:
     except cv2.error as error:
         raise InputError(f"{path}: larger than what can be read; make it smaller") from error
     if image is None:
-        raise InputError(f"{path}: not a picture that can be read ({len(data)} bytes); is it whole?")
+        known = path.suffix.lower() in SUFFIXES
+        advice = "is it whole?" if known else f"make it one of {', '.join(SUFFIXES)}"
+        raise InputError(f"{path}: not a picture that can be read ({len(data)} bytes); {advice}")
     if max(image.shape) > MAX_SIDE:
         height, width = image.shape[:2]
         raise InputError(f"{path}: {width}x{height} pixels: a side may have {MAX_SIDE}; cut it, or make it smaller")

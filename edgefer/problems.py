@@ -75,8 +75,9 @@ KINDS = (
         "unreadable",
         "degraded",
         "The file of the people we know can't be read: only those who were loaded before, if any, are told by name.",
-        "The message says why. Make room on the disk, or end what holds the file; where it is damaged, put a copy of "
-        "gallery.sqlite3 back into EDGEFER_STATE_DIR, or enrol again. The daemon takes it up by itself.",
+        "The message says why. Make room on the disk, or end what holds the file: the daemon takes it up by itself. "
+        "Where it is damaged, enrol again; or stop edgefer, move gallery.sqlite3, its -wal and its -shm out of "
+        "EDGEFER_STATE_DIR, put a copy of gallery.sqlite3 there, and start it.",
     ),
     Kind(
         "machine",

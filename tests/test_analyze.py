@@ -190,6 +190,18 @@ def test_bad_use_is_told_in_one_sentence(edgefer, arguments, code, told):
     assert "Traceback" not in done.stderr
 
 
+def test_who_brings_an_iphones_pictures_or_folders_of_them_is_told_what_to_do(edgefer, tmp_path):
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(300))
+    for named, told in (
+        ("phone/IMG_1.HEIC", "make it one of .bmp, .jpeg, .jpg"),
+        ("phone", ".webp): turn the .avif, .heic, .heif in it into .jpg"),
+        (".", ".webp), but folders: name these"),
+    ):
+        done = edgefer("enroll", "Ada", "--images", named)
+        assert (done.returncode, told in done.stderr + done.stdout) == (66, True), done.stderr
+
+
 def test_enrolling_from_faces_of_no_use_ends_with_66(edgefer, tmp_path):
     cv2.imwrite(str(tmp_path / "wall.png"), np.full((200, 200, 3), 90, np.uint8))
     done = edgefer("enroll", "Ada", "--images", "wall.png")

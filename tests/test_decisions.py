@@ -1,5 +1,6 @@
 """Who it is and what it shows: decided over several frames."""
 
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timezone
 from itertools import pairwise
@@ -169,6 +170,25 @@ class TestIdentity:
         stage(frame(100), [])
         # Cosine 0.282 to Ada; neither Ada nor the poster is a stranger.
         assert gallery.strangers() == {0.29: 1}
+
+    def test_one_of_two_who_look_alike_is_no_stranger(self, gallery):
+        gallery.add("Twin", [Template(direction(1, 0.1, 0), 1.0)])
+        model = Script(direction(1, 0.05, 0))
+        stage = Identifier(model, gallery, RULE)
+        assert watch(stage, [direction(1, 0.05, 0)] * 5, model)[-1].identity.status == "unknown"
+        stage.close()
+        assert gallery.strangers() == {}
+
+    def test_how_near_a_stranger_was_to_somebody_who_is_gone_is_forgotten(self, gallery, tmp_path):
+        near = direction(0.5, 0.1, 0.86)
+        model = Script(near)
+        stage = Identifier(model, gallery, RULE)
+        watch(stage, [near] * 5, model)
+        with closing(Gallery(tmp_path, "model")) as other:
+            other.remove("Ada")
+        stage(frame(5 * identify.EVERY_S + identify.REFRESH_S), [face("a", 5 * identify.EVERY_S)])
+        stage.close()
+        assert gallery.strangers() == {0.11: 1}, "to Grace"
 
     def test_strangers_in_view_at_the_end_are_noted(self, gallery):
         model = Script(STRANGER)

@@ -123,9 +123,37 @@ def test_rename_and_merge(gallery):
     gallery.merge("Countess", "Grace")
     assert [(p.name, p.templates) for p in gallery.people()] == [("Grace", 2)]
     assert gallery.match(ADA).name == "Grace"
-    for change in (lambda: gallery.rename("Ada", "Eve"), lambda: gallery.merge("Ada", "Grace")):
+    for change in (
+        lambda: gallery.rename("Ada", "Eve"),
+        lambda: gallery.merge("Ada", "Grace"),
+        lambda: gallery.merge("Grace", "Ada"),
+    ):
         with pytest.raises(UsageError, match="nobody named 'Ada'"):
             change()
+    assert [(p.name, p.templates) for p in gallery.people()] == [("Grace", 2)]
+
+
+@pytest.mark.parametrize("pictured", ["Ada", "Countess"])
+def test_a_face_that_two_people_have_is_kept_once_by_one(gallery, pictured):
+    for name in ("Ada", "Countess"):
+        gallery.add(name, [Template(ADA, 1.0, picture=b"JPEG" if name == pictured else None), Template(GRACE, 0.5)])
+    gallery.enroll("Ada", BETWEEN, 1.0)
+    gallery.merge("Ada", "Countess")
+    assert [(p.name, p.templates, p.pictures) for p in gallery.people()] == [("Countess", 3, 1)]
+    faces = [template.embedding.tolist() for template in gallery.templates("Countess")]
+    assert sorted(faces) == sorted(face.tolist() for face in (ADA, GRACE, BETWEEN))
+
+
+def test_a_person_whom_another_process_takes_away_meanwhile_is_missed(gallery, tmp_path):
+    gallery.enroll("Ada", ADA, 1.0)
+    gallery.enroll("Grace", GRACE, 1.0)
+    with closing(Gallery(tmp_path / "state", MODEL)) as other:
+        gallery.remove("Ada")
+        with pytest.raises(UsageError, match="nobody named 'Ada'"):
+            other.rename("Ada", "Countess")
+        gallery.enroll("Countess", ADA, 1.0)
+        with pytest.raises(UsageError, match="Countess is enrolled too"):
+            other.rename("Grace", "Countess")
 
 
 def test_who_is_ignored_is_told_as_such_and_is_nobody_else(gallery):
@@ -139,6 +167,8 @@ def test_who_is_ignored_is_told_as_such_and_is_nobody_else(gallery):
         gallery.add("Ada", [Template(GRACE, 1.0)], ignored=True)
     with pytest.raises(UsageError, match="one of poster and Ada is ignored"):
         gallery.merge("poster", "Ada")
+    with pytest.raises(UsageError, match="Ada is enrolled too: take another name"):
+        gallery.rename("poster", "Ada")
 
 
 def test_of_strangers_only_how_near_they_came_is_kept(gallery):
@@ -245,7 +275,7 @@ def test_what_joins_letters_is_part_of_a_name(gallery, name):
 def test_a_damaged_file_is_told_and_left_alone(tmp_path):
     damaged = tmp_path / "gallery.sqlite3"
     damaged.write_bytes(b"not a database at all" * 100)
-    with pytest.raises(InputError, match=r"gallery\.sqlite3: .*move it away"):
+    with pytest.raises(InputError, match=r"gallery\.sqlite3: .*move the file away"):
         Gallery(tmp_path, MODEL)
     assert damaged.read_bytes() == b"not a database at all" * 100
 

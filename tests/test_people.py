@@ -158,6 +158,10 @@ class TestEnroll:
 
     def test_who_is_ignored_is_never_named(self, edgefer):
         assert "never to be reported by name" in edgefer("enroll", "poster", "--ignore", "--images", GRACE)[1]
+        warned = edgefer("enroll", "Grace", "--images", GRACE)[2]
+        assert "one of the two is ignored" in warned
+        assert "merge" not in warned
+        assert edgefer("people", "remove", "Grace")[0] == 0
         line = json.loads(edgefer("analyze", GRACE, "--json")[1])
         identity = line["faces"][0]["identity"]
         assert (identity["status"], identity["name"]) == ("unknown", None)
@@ -418,6 +422,11 @@ class TestPeople:
                 66,
                 "Eve: a template has embedding, quality (0 to 1)",
             ),
+            (
+                json.dumps({"Eve": {"templates": [{"embedding": [1] * 128, "quality": 1, "enrolled": "\ud800"}]}}),
+                66,
+                "enrolled (when: 2026-11-20T14:30:12+00:00)",
+            ),
             ("{}", 66, "bad.json: there is nobody in it"),
         ],
     )
@@ -491,7 +500,7 @@ class TestPeople:
     def test_check_of_nobody(self, edgefer, tmp_path, monkeypatch):
         monkeypatch.setenv("EDGEFER_STATE_DIR", str(tmp_path / "empty"))
         code, told, _ = edgefer("people", "check")
-        assert (code, "nothing to compare" in told) == (0, True)
+        assert (code, "no threshold to tell (nobody else)" in told) == (0, True)
         assert "one face each" not in told
 
     def test_many_people_are_compared_block_by_block(self):
