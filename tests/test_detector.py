@@ -303,14 +303,39 @@ def test_a_doubtful_face_is_asked_for_and_held_against_nobody(tools):
     assert (asked[(np.abs(cells[:, :2] - 32) > 26).any(1), 0] == 0).all()
 
 
+class Stills(list):
+    """Scenes that all hold a face to be shown close."""
+
+    @property
+    def close(self):
+        return np.arange(len(self))
+
+
+def test_faces_shown_close_fill_their_tiles(tools, monkeypatch):
+    import detector_scenes
+
+    monkeypatch.setattr(detector_scenes, "CLOSE_UPS", 1)
+    still = scene([[30, 30, 70, 70]], points=[[[40, 40], [60, 40], [50, 50], [42, 60], [58, 60]]])
+    held = set()
+    for seed in range(30):
+        made = detector_scenes.augmented(Stills([still]), 0, 240, 240, np.random.default_rng(seed))
+        across = round(len(made.boxes) ** 0.5)
+        held.add(across)
+        tile = 240 / across
+        sizes = detector_scenes.sizes_of(made.boxes[made.wanted])
+        assert ((sizes > 0.3 * tile) & (sizes < 0.95 * tile)).all()
+        for (left, top, right, bottom), five in zip(made.boxes, made.points, strict=True):
+            np.testing.assert_allclose(five[2], [(left + right) / 2, (top + bottom) / 2], atol=0.5)
+    assert held == {2, 3, 4}
+
+
 def test_a_mirrored_face_keeps_its_left_eye_left(tools):
     from detector_scenes import augmented
 
-    points = [[[40, 40], [60, 40], [50, 50], [42, 60], [58, 60]]]
-    still = scene([[30, 30, 70, 70]], points=points)
+    still = Stills([scene([[30, 30, 70, 70]], points=[[[40, 40], [60, 40], [50, 50], [42, 60], [58, 60]]])] * 4)
     mirrored = 0
     for seed in range(40):
-        made = augmented([still] * 4, 0, 128, 128, np.random.default_rng(seed))
+        made = augmented(still, 0, 128, 128, np.random.default_rng(seed))
         for left_eye, right_eye, nose, left_mouth, right_mouth in made.points:
             assert left_eye[0] < nose[0] < right_eye[0]
             assert left_mouth[0] < nose[0] < right_mouth[0]

@@ -24,7 +24,7 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the research data isn
 
 from edgefer.errors import InputError  # noqa: E402
 from edgefer.messages import Box, Detection  # noqa: E402
-from edgefer.vision.card import read_card  # noqa: E402
+from edgefer.vision.card import ModelCard, ModelInput, read_card  # noqa: E402
 from edgefer.vision.emotion import EmotionReader  # noqa: E402
 from edgefer.vision.model import Model  # noqa: E402
 
@@ -284,6 +284,25 @@ def test_an_architecture_finds_its_weights(models, tmp_path, capfd):
     assert read_card(tmp_path / "apart.json").task == "embedding"
 
 
+def test_a_card_never_takes_an_architectures_place(models, capfd):
+    before = (models / "apart.json").read_bytes()
+    assert convert(models / "apart.json", "--calibrate", models / "pictures.npy", "--task", "embedding",
+                   "-o", models / "apart.tflite") == 64  # fmt: skip
+    assert "apart.json, where the card goes, is no model's card: take another name" in capfd.readouterr().err
+    assert (models / "apart.json").read_bytes() == before
+
+
+def test_a_normalisation_of_another_axis_tells_nothing_of_the_range(tmp_path):
+    import keras
+    from keras_models import read_model
+
+    image = keras.Input((24, 24, 1))
+    x = keras.layers.BatchNormalization(axis=1)(keras.layers.Conv2D(4, 3)(image))
+    x = keras.layers.Dense(3, activation="softmax")(keras.layers.GlobalAveragePooling2D()(x))
+    keras.Model(image, x).save(tmp_path / "axis.keras")
+    assert read_model(tmp_path / "axis.keras").norm_input() is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -347,12 +366,10 @@ def test_the_range_of_training_is_least_strange_and_most_often_right():
     from input_range import better_range, try_ranges
     from keras_models import KerasModel
 
-    from edgefer.vision.card import ModelInput
-
     rng = np.random.default_rng(0)
-    dark, bright = rng.integers(40, 100, (40, 8, 8)), rng.integers(150, 210, (40, 8, 8))
+    dark, bright = rng.integers(40, 100, (60, 8, 8)), rng.integers(150, 210, (60, 8, 8))
     images = list(np.concatenate([dark, bright]).astype(np.uint8))
-    labels = np.repeat([0, 1], 40)
+    labels = np.repeat([0, 1], 60)
     picture = keras.Input((8, 8, 1))
     x = keras.layers.BatchNormalization(name="norm")(picture)
     x = keras.layers.Dense(2, activation="softmax", name="brighter")(keras.layers.GlobalAveragePooling2D()(x))
@@ -373,17 +390,52 @@ def test_the_range_of_training_is_least_strange_and_most_often_right():
     assert (
         try_ranges(model, ModelInput(8, 8, "gray", (-1.0, 1.0)), images, np.where(labels, labels, -1))[0].accuracy == 1
     )
+    few = np.where(np.arange(120) < 30, labels, -1)
+    assert try_ranges(model, ModelInput(8, 8, "gray", (-1.0, 1.0)), images, few)[0].accuracy is None
 
 
 def test_a_wrong_range_is_told_by_accuracy_and_by_the_normalisation():
     from input_range import Trial, better_range
 
     right, wrong = (0.0, 1.0), (-1.0, 1.0)
-    assert better_range([Trial(wrong, 0.4, None), Trial(right, 0.6, None)]) == right
-    assert better_range([Trial(right, 0.6, None), Trial(wrong, 0.62, None)]) is None, "within chance"
+    assert better_range([Trial(wrong, 0.4, None, 0.06), Trial(right, 0.6, None, 0.06)]) == right
+    assert better_range([Trial(right, 0.6, None, 0.06), Trial(wrong, 0.62, None, 0.06)]) is None, "within chance"
     assert better_range([Trial(wrong, None, 1.4), Trial(right, None, 0.1)]) == right
     assert better_range([Trial(right, None, 0.3), Trial(wrong, None, 0.1)]) is None
     assert better_range([Trial(right, None, None), Trial(wrong, None, None)]) is None, "nothing tells"
+
+
+def test_another_order_of_the_labels_is_told_and_counted_by(capsys):
+    from quantize import SEVEN, in_order
+
+    rng = np.random.default_rng(0)
+    card = ModelCard("edgefer.model/1", "x", "emotion", "softmax", ModelInput(48, 48, "gray", (0, 1)), labels=SEVEN)
+    truth = rng.integers(7, size=200)
+    said = np.where(rng.random(200) < 0.7, truth, rng.integers(7, size=200))
+    scores = np.eye(7, dtype=np.float32)[said]
+    assert (in_order(card, scores, truth) == truth).all()
+    assert capsys.readouterr().out == ""
+    neutral_first = [6, *range(6)]
+    labels = np.append(truth[1:], -1)
+    found = in_order(card, np.roll(scores, -1, 0)[:, neutral_first], labels)
+    assert found.tolist() == [*((truth[1:] + 1) % 7), -1]
+    told = capsys.readouterr().out
+    right = (said[1:] == truth[1:]).mean()
+    assert f"--labels neutral,angry,disgust,fear,happy,sad,surprise would be right {right:.0%} of the time" in told
+    one_thing = np.eye(7, dtype=np.float32)[np.zeros(200, int)]
+    assert (in_order(card, one_thing, truth) == truth).all(), "right by chance in any order"
+    assert (in_order(card, scores[:30, neutral_first], truth[:30]) == truth[:30]).all(), "too few"
+
+
+def test_seven_labels_are_the_trees_own_where_it_has_others(capsys):
+    from quantize import SEVEN, with_labels
+
+    card = ModelCard("edgefer.model/1", "x", "emotion", "softmax", ModelInput(48, 48, "gray", (0, 1)))
+    assert with_labels(card, None, 7, tuple(sorted(SEVEN))).labels == SEVEN
+    assert with_labels(card, None, 7, ()).labels == SEVEN
+    ck = ("angry", "contempt", "disgust", "fear", "happy", "sad", "surprise")
+    assert with_labels(card, None, 7, ck).labels == ck
+    assert "the folders of --calibrate by name" in capsys.readouterr().out
 
 
 # Faces
@@ -423,8 +475,6 @@ def test_faces_come_from_a_csv_and_its_votes(tmp_path):
 def test_faces_come_from_a_tree_as_the_model_takes_them(tmp_path):
     from emotion_faces import load_faces
 
-    from edgefer.vision.card import ModelInput
-
     red = np.full((9, 9, 3), (0, 0, 255), np.uint8)
     for name in ("train/happy/1.png", "train/sad/2.png", "train/sad/._2.png", "train/.ipynb_checkpoints/3.png",
                  "train/sad/.ipynb_checkpoints/5.png", "screenshots/4.png"):  # fmt: skip
@@ -455,13 +505,20 @@ def test_a_network_learns_from_a_tree_without_its_test_faces_and_is_measured_on_
     assert card.licence == ""
 
     import train_emotion
-    from emotion_faces import load_faces
+    from emotion_faces import VALIDATION, load_faces
 
     loaded = load_faces(faces, card.labels)
     rows, held = train_emotion.split(loaded)
     assert len(rows) + len(held) == 60, "61 pictures in train/, one of them a test picture too"
     assert not set(loaded.dup_group[rows]) & set(loaded.dup_group[loaded.usage == 2])
     assert not set(loaded.dup_group[rows]) & set(loaded.dup_group[held])
+    # What fits a confidence asks for all classes, and holds out the same.
+    everything = load_faces(faces)
+    kept = {image.tobytes() for image in everything.images[everything.usage == VALIDATION]}
+    assert {image.tobytes() for image in loaded.images[held]} <= kept
+    assert not {image.tobytes() for image in loaded.images[rows]} & kept
+    smaller = load_faces(faces, model_input=ModelInput(24, 24, "gray", (0.0, 1.0)))
+    assert (smaller.usage == everything.usage).all()
 
 
 def test_a_network_goes_on_from_the_mean_of_others_and_learns_what_teachers_answer(models, tmp_path):
@@ -496,12 +553,24 @@ def test_a_network_goes_on_from_the_mean_of_others_and_learns_what_teachers_answ
     images, targets = load_faces(models / "faces", names).images[:2], np.eye(3, dtype=np.float32)[:2]
     images, targets = with_unlabelled(images, targets, [tmp_path / "more.npz"], both)
     assert images[2:, 10, 24].tolist() == [20, 200], "dark and bright, gray, as they were packed"
-    shown, learnt = train_emotion.maker(images, targets, both)(np.arange(4), np.random.default_rng(0))
     one, other = (EmotionReader(Model(teacher, "emotion")) for teacher in teachers)
-    for image, target, given, labelled in zip(shown, targets, learnt, (0.5, 0.5, 0, 0), strict=True):
-        face = cv2.resize(np.round(image[..., 0] * 255).astype(np.uint8), (24, 24))
-        answer = (one.read(face) + other.read(face)) / 2
+
+    def seen(image, rng):
+        return [image, np.full_like(image, rng.integers(256))]
+
+    learnt = both.half_of(targets, images, seen, tmp_path)
+    (kept,) = tmp_path.glob("taught-*.npy")
+    for number, (image, target, given, labelled) in enumerate(
+        zip(images, targets, learnt, (0.5, 0.5, 0, 0), strict=True)
+    ):
+        digest = int(kept.stem.split("-")[1], 16)
+        views = [cv2.resize(view, (24, 24)) for view in seen(image, np.random.default_rng((digest, number)))]
+        answer = np.mean([reader.read(view) for reader in (one, other) for view in views], 0)
         np.testing.assert_allclose(given, labelled * target + (1 - labelled) * answer, atol=1e-5)
+    np.save(kept, np.load(kept)[:, ::-1])
+    assert not np.allclose(both.half_of(targets, images, seen, tmp_path), learnt), "computed once"
+    both.half_of(targets, images[::-1].copy(), seen, tmp_path)
+    assert len(list(tmp_path.glob("taught-*.npy"))) == 2, "of other images"
 
     some = at_most(2, np.array([1, 0, 1, 1, 1]))
     assert 1 in some
@@ -625,13 +694,33 @@ def test_answers_are_shifted_until_the_rare_class_is_found():
     assert min(found()) >= train_emotion.LEAST_FOUND - 0.01
 
 
-def test_a_wider_network_begins_with_the_answers_of_the_narrower_one(monkeypatch):
+def test_a_wider_network_begins_with_the_answers_of_the_narrower_one(monkeypatch, tmp_path):
     import train_embedding
 
     monkeypatch.setattr(train_embedding, "WIDTHS", (8, 8, 16, 16))
     narrow = train_embedding.network()
     monkeypatch.setattr(train_embedding, "WIDTHS", (8, 16, 16, 24))
     wide = train_embedding.network()
-    train_embedding.go_on_from(narrow, wide)
+    narrow.save(tmp_path / "narrow.keras")
+    train_embedding.go_on_from(tmp_path / "narrow.keras", wide)
     faces = np.random.default_rng(0).uniform(-1, 1, (2, 112, 112, 3)).astype(np.float32)
     np.testing.assert_allclose(wide.predict(faces, verbose=0), narrow.predict(faces, verbose=0), atol=1e-5)
+
+
+def test_a_deeper_network_begins_with_the_answers_of_the_shallower_one(monkeypatch, tmp_path):
+    import emotion_networks
+    from training import go_on_from
+
+    monkeypatch.setattr(emotion_networks, "STAGES", ((8, 1), (16, 2)))
+    shallow = emotion_networks.edgefer(7)
+    monkeypatch.setattr(emotion_networks, "STAGES", ((8, 2), (16, 3)))
+    deep = emotion_networks.edgefer(7)
+    shallow.save(tmp_path / "shallow.keras")
+    with pytest.raises(InputError, match="another network than the one to train"):
+        go_on_from(tmp_path / "shallow.keras", deep)
+    monkeypatch.setattr(emotion_networks, "STAGES", ((8, 1), (16, 1)))
+    shallow = emotion_networks.edgefer(7)
+    shallow.save(tmp_path / "shallow.keras")
+    go_on_from(tmp_path / "shallow.keras", deep)
+    faces = np.random.default_rng(0).uniform(0, 1, (2, 48, 48, 1)).astype(np.float32)
+    np.testing.assert_allclose(deep.predict(faces, verbose=0), shallow.predict(faces, verbose=0), atol=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ MIRRORED = [1, 0, 2, 4, 3]
 
 SMALLEST_FACE = 6.0
 """Pixels of the canvas; a smaller face is neither asked for nor held against the detector."""
+
+CLOSE_FACE = 24.0
+"""Pixels of a picture; the landmarks of smaller faces are too coarse to learn more than where about they are."""
+CLOSE_UPS = 0.4
+"""The share of canvases that are tiled with faces shown close: nine on average, where the others hold one of 24 to 128
+px with landmarks. These take many faces to learn, and no empty places."""
 
 FACE_SIZES = {8: (0.0, 48.0), 16: (32.0, 128.0), 32: (88.0, np.inf)}
 """Stride -> the sizes of faces (pixels of the canvas) that its cells answer for; they overlap: none falls between."""
@@ -48,6 +55,8 @@ class Scenes:
         self._people = open_people(data)
         even = range(0, len(self._people), 2)  # the odd half validates, for ever
         self._all = [(pack, i) for pack in photos for i in range(len(pack))]
+        self.close = np.flatnonzero(np.concatenate([_has_close_face(pack) for pack in photos]))
+        """The numbers of those that hold a face with landmarks, large enough to be shown close."""
         self._all += [(self._people, i) for i in even] * people_repeats
 
     def __len__(self) -> int:
@@ -56,6 +65,11 @@ class Scenes:
     def __getitem__(self, i: int) -> Scene:
         pack, number = self._all[i]
         return people_scene(pack, number) if pack is self._people else photo_scene(pack, number)
+
+
+def _has_close_face(pack: Pack) -> NDArray[np.bool_]:
+    close = (pack.fields["ignore"] == 0) & (sizes_of(pack.fields["box"]) >= CLOSE_FACE)
+    return np.isin(np.arange(len(pack)), pack.fields["img"][close])
 
 
 def open_photos(path: Path) -> Pack:
@@ -88,15 +102,20 @@ def sizes_of(boxes: Floats) -> Floats:
 
 
 def augmented(scenes: Scenes, i: int, width: int, height: int, rng: np.random.Generator) -> Scene:
-    """A training canvas around picture i: zoomed and cut, or in a mosaic with three others; mirrored, lit, spoilt."""
+    """A training canvas around picture i, mirrored, lit, spoilt: zoomed and cut, in a mosaic, or among close faces."""
     canvas = np.full((height, width, 3), PADDING if rng.random() < 0.7 else rng.integers(256, size=3), np.uint8)
-    if rng.random() < 0.4:
-        x, y = round(width * rng.uniform(0.3, 0.7)), round(height * rng.uniform(0.3, 0.7))
-        windows = [(0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)]
-        others = rng.integers(len(scenes), size=3)
-        parts = [_paste(canvas, w, scenes[j], rng) for w, j in zip(windows, [i, *others], strict=True)]
+    kind = rng.random()
+    close = kind < CLOSE_UPS
+    if close:
+        across = int(rng.integers(2, 5))
+        x, y = (np.linspace(0, side, across + 1).astype(int) for side in (width, height))
+    elif kind < CLOSE_UPS + 0.4 * (1 - CLOSE_UPS):
+        x, y = (np.array([0, round(side * rng.uniform(0.3, 0.7)), side]) for side in (width, height))
     else:
-        parts = [_paste(canvas, (0, 0, width, height), scenes[i], rng)]
+        x, y = np.array([0, width]), np.array([0, height])
+    windows = [(*start, *end) for start, end in zip(product(x[:-1], y[:-1]), product(x[1:], y[1:]), strict=True)]
+    shown = [i, *rng.choice(scenes.close if close else len(scenes), len(windows) - 1)]
+    parts = [_paste(canvas, w, scenes[j], rng, close) for w, j in zip(windows, shown, strict=True)]
     boxes, points, wanted = (np.concatenate(together) for together in zip(*parts, strict=True))
     if rng.random() < 0.5:
         canvas = canvas[:, ::-1]
@@ -109,12 +128,14 @@ def augmented(scenes: Scenes, i: int, width: int, height: int, rng: np.random.Ge
 Truth = tuple[Floats, Floats, NDArray[np.bool_]]
 
 
-def _paste(canvas: Image, window: tuple[int, int, int, int], scene: Scene, rng: np.random.Generator) -> Truth:
+def _paste(
+    canvas: Image, window: tuple[int, int, int, int], scene: Scene, rng: np.random.Generator, close: bool
+) -> Truth:
     """Draw a scene into a window (left, top, right, bottom) of the canvas at a random scale; where its faces went."""
     left, top, right, bottom = window
     room = np.array([right - left, bottom - top])
     height, width = scene.image.shape[:2]
-    scale, focus = _zoom(scene, room, rng)
+    scale, focus = _zoom(scene, room, rng, close)
     # The picture fills the window where it is larger, and lies within it where it is smaller.
     spare = room - np.array([width, height]) * scale
     offset = rng.uniform(np.minimum(spare, 0), np.maximum(spare, 0))
@@ -144,15 +165,16 @@ def _paste(canvas: Image, window: tuple[int, int, int, int], scene: Scene, rng: 
     return boxes[there], points[there], wanted[there]
 
 
-def _zoom(scene: Scene, room: NDArray[Any], rng: np.random.Generator) -> tuple[float, NDArray[Any] | None]:
+def _zoom(scene: Scene, room: NDArray[Any], rng: np.random.Generator, close: bool) -> tuple[float, NDArray[Any] | None]:
     """A scale for a scene, and the point to keep in view, if any.
 
-    Half of the faces in the data are 8 to 16 px: often one face is brought to a size drawn evenly over the octaves.
+    Half of the faces in the data are 8 to 16 px: often one face is brought to a size drawn evenly over the octaves,
+    and to most of the room where it is to be shown close.
     """
-    chosen = np.flatnonzero(scene.wanted)
-    if len(chosen) and rng.random() < 0.55:
+    chosen = np.flatnonzero(scene.wanted & (sizes_of(scene.boxes) >= (CLOSE_FACE if close else 0)))
+    if len(chosen) and (close or rng.random() < 0.55):
         box = scene.boxes[rng.choice(chosen)]
-        target = np.exp(rng.uniform(np.log(8), np.log(0.9 * room.min())))
+        target = np.exp(rng.uniform(np.log(0.35 * room.min() if close else 8), np.log(0.9 * room.min())))
         scale = float(np.clip(target / sizes_of(box[None])[0], 0.4, 5))
         return scale, (box[:2] + box[2:]) / 2
     return float(np.exp(rng.uniform(np.log(0.45), np.log(1.7)))), None

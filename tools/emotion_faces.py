@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,16 +69,6 @@ def find_faces(path: Path, classes: Sequence[str] = (), model_input: ModelInput 
     return load_faces(path / "fer2013" if (path / "fer2013").is_dir() else path, classes, model_input)
 
 
-def validation_rows(faces: Faces) -> NDArray[np.intp]:
-    """Where the faces are to choose by and to fit a confidence on: the validation split, or else a tenth of train."""
-    rows = faces.rows(VALIDATION)
-    if len(rows):
-        return rows
-    groups = np.unique(faces.dup_group[faces.usage == TRAIN])
-    tenth = np.random.default_rng(0).choice(groups, math.ceil(len(groups) / 10), replace=False)
-    return np.flatnonzero((faces.usage == TRAIN) & np.isin(faces.dup_group, tenth))
-
-
 def with_labels_of(
     faces: Faces, rows: NDArray[np.intp], names: tuple[str, ...]
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -100,7 +90,8 @@ def load_faces(path: Path, classes: Sequence[str] = (), model_input: ModelInput 
     """The faces of a folder tree, a `fer2013.csv` (or its folder) or FER2013's sheets; InputError says what is wrong.
 
     `classes` chooses labels and their order: images of others are left out. Without it they are FER2013's seven, or a
-    tree's folders by name. A tree's pictures come as the model takes them.
+    tree's folders by name. A tree's pictures come as the model takes them. Where there is no validation split, a tenth
+    of train is: the same one, whichever classes and whichever size are asked for.
     """
     if (path / "meta.npz").is_file():
         faces = _from_sheets(load_fer2013(path))
@@ -172,7 +163,8 @@ def _from_csv(path: Path) -> Faces:
     votes, match = _votes_beside(path, len(images))
     stacked = np.stack(images)
     kinds = np.array(labels, np.intp), np.array(usage, np.uint8)
-    return Faces(Fer2013.LABELS, stacked, *kinds, votes, match, _groups(stacked), True)
+    groups = _groups(stacked)
+    return Faces(Fer2013.LABELS, stacked, kinds[0], _with_validation(kinds[1], groups), votes, match, groups, True)
 
 
 def _votes_beside(path: Path, count: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -207,6 +199,7 @@ def _from_tree(path: Path, model_input: ModelInput) -> Faces:
         raise InputError(f"{path}: a folder for each class is wanted, with pictures in it (train/happy/1.jpg, ...)")
     usage = np.array([split for split, _, _ in files], np.uint8)
     images = np.stack([_as_taken(read_picture(file), model_input) for _, _, file in files])
+    usage = _with_validation(usage, _groups_of(file.read_bytes() for _, _, file in files))
     none = np.zeros((len(files), VOTES), np.uint8)
     return Faces(names, images, labels, usage, none, np.zeros(len(files), bool), _groups(images), False)
 
@@ -219,8 +212,22 @@ def _as_taken(image: Image, model_input: ModelInput) -> Image:
 
 
 def _groups(images: NDArray[np.uint8]) -> NDArray[np.int32]:
-    digests = [hashlib.sha256(image.tobytes()).digest() for image in images]
+    return _groups_of(image.tobytes() for image in images)
+
+
+def _groups_of(contents: Iterable[bytes]) -> NDArray[np.int32]:
+    """A number for each, the same for the same bytes; in the order of their digests, and so by chance."""
+    digests = [hashlib.sha256(content).digest() for content in contents]
     return np.unique(np.array(digests), return_inverse=True)[1].astype(np.int32)
+
+
+def _with_validation(usage: NDArray[np.uint8], groups: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """The splits, with a tenth of train as the validation split where there is none."""
+    if (usage == VALIDATION).any():
+        return usage
+    mine = np.unique(groups[usage == TRAIN])
+    tenth = np.isin(groups, mine[: math.ceil(len(mine) / 10)])
+    return np.where((usage == TRAIN) & tenth, np.uint8(VALIDATION), usage)
 
 
 def _only(faces: Faces, classes: tuple[str, ...], path: Path) -> Faces:

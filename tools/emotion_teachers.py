@@ -1,8 +1,9 @@
-"""What tools/train_emotion.py learns from other models: their answers for what it shows the network."""
+"""What tools/train_emotion.py learns from other models: their answers, steadied over several views of each image."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ from data import Pack, open_pack
 from emotion_faces import GRAY_48, at_size
 from emotion_networks import SIZE
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from edgefer.errors import InputError
 from edgefer.messages import Box, Detection, Image
@@ -28,6 +30,8 @@ MOST = 2500
 smile, or do nothing."""
 
 Floats = NDArray[np.float32]
+Views = Callable[[Image, np.random.Generator], Sequence[Image]]
+"""Several pictures of a face that show the same emotion."""
 
 
 class Teachers:
@@ -48,9 +52,22 @@ class Teachers:
             told.append(reader.read(at_size(image, size.width, size.height)))
         return np.asarray(np.mean(told, 0), np.float32)
 
-    def half_of(self, targets: Floats, images: Image) -> Floats:
-        """What to learn for images: half targets, half their answers; these alone where a target (n x classes) is 0."""
-        told = np.stack([self(image) for image in images])
+    def half_of(self, targets: Floats, images: Image, seen: Views, folder: Path) -> Floats:
+        """What to learn for images: half targets, half their answers; these alone where a target (n x classes) is 0.
+
+        An answer is the mean of those for the views of an image, which is better than each. They are computed once, and
+        kept in `folder`.
+        """
+        models = "".join(reader.model.card.sha256 for reader in self._readers)
+        digest = zlib.crc32(models.encode(), zlib.crc32(images.tobytes()))
+        kept = folder / f"taught-{digest:08x}.npy"
+        if kept.is_file():
+            told = np.load(kept)
+        else:
+            every = (seen(image, np.random.default_rng((digest, number))) for number, image in enumerate(images))
+            means = (np.mean([self(view) for view in views], 0) for views in every)
+            told = np.stack(list(tqdm(means, desc="teachers", total=len(images), unit="face", mininterval=10)))
+            np.save(kept, told)
         return np.asarray(targets / 2 + (1 - targets.sum(1, keepdims=True) / 2) * told, np.float32)
 
 

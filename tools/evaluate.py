@@ -59,11 +59,11 @@ def main() -> None:
         model = Model(arguments.card.with_suffix(".tflite"), "embedding")
         print(evaluate_alignment(model, arguments.data, arguments.detector))
         return
-    measured = [
-        EVALUATORS[arguments.task](Model(card.with_suffix(".tflite"), arguments.task), arguments.data)
-        for card in (arguments.card, arguments.beside)
-        if card
-    ]
+    models = [Model(card.with_suffix(".tflite"), arguments.task) for card in (arguments.card, arguments.beside) if card]
+    both = len(models) == 2 and is_float_of(models[1].card, models[0].card)
+    if both:  # the temperature was fitted to the first
+        models[1].card = dataclasses.replace(models[1].card, temperature=models[0].card.temperature)
+    measured = [EVALUATORS[arguments.task](model, arguments.data) for model in models]
     if arguments.task == "detector":
         cards = [card for card in (arguments.card, arguments.beside) if card]
         print(table([ours(card) for card in cards], held_out_people(arguments.data)))
@@ -77,9 +77,7 @@ def main() -> None:
         print(f"{dataset:14} {split:22} {name:28} {'  '.join(told)}".rstrip())
     if not arguments.dry_run:
         card = read_card(arguments.card)
-        new = [*measured[0]]
-        if arguments.beside and is_float_of(read_card(arguments.beside), card):
-            new += measured[1]
+        new = [*measured[0], *(measured[1] if both else ())]
         # Figures of other data, or of another precision, stay.
         anew = {(metric.dataset, metric.split, metric.precision) for metric in new}
         kept = [metric for metric in card.metrics if (metric.dataset, metric.split, metric.precision) not in anew]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from command_line import Parser, card_path, run
 from data import DATA
-from emotion_faces import find_faces, validation_rows, with_labels_of
+from emotion_faces import VALIDATION, find_faces, with_labels_of
 from evaluate_emotion import calibration_error, read_all
 from numpy.typing import NDArray
 
@@ -42,7 +42,7 @@ def fit(path: Path, data: Path) -> None:
     card = read_card(path)
     reader = EmotionReader(Model(path.with_suffix(".tflite"), "emotion"))
     faces = find_faces(data, model_input=card.input)
-    rows, labels = with_labels_of(faces, validation_rows(faces), reader.labels)
+    rows, labels = with_labels_of(faces, faces.rows(VALIDATION), reader.labels)
     raw = soften(read_all(reader, faces.images[rows])[0], 1 / card.temperature)
     temperature = fit_temperature(raw, labels)
     scaled = soften(raw, temperature)

@@ -21,30 +21,35 @@ from edgefer.vision.card import ModelInput
 Range = tuple[float, float]
 USUAL: tuple[Range, ...] = ((0.0, 1.0), (-1.0, 1.0), (-0.5, 0.5), (0.0, 255.0))
 PICTURES = 256
-BETTER = 0.05
-"""Another range is told of when this much more is right: twice what chance does with 256 pictures."""
+FEWEST = 50
+"""Pictures with a label; of fewer the share that is right says too little."""
 STRANGE = 0.5
 """How far off the normalisation's statistics may be: trained models on their own kind of pictures stay under 0.3."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What a range gives: accuracy where there are labels, and how strange the first normalisation finds it."""
+    """What a range gives: accuracy where there are labels enough, and how strange the first normalisation finds it.
+
+    `chance` is by how much chance alone may move the accuracy: two standard deviations.
+    """
 
     range: Range
     accuracy: float | None
     strangeness: float | None
+    chance: float = 0.0
 
 
 def try_ranges(model: KerasModel, model_input: ModelInput, images: list[Image], labels: Labels | None) -> list[Trial]:
     """A trial of the range in use, first, and of the usual ones; `labels` count the model's classes."""
     images = images[:PICTURES]
-    labels = None if labels is None else labels[:PICTURES]
+    labels = None if labels is None or (labels[:PICTURES] >= 0).sum() < FEWEST else labels[:PICTURES]
+    chance = 0.0 if labels is None else 2 * (0.25 / int((labels >= 0).sum())) ** 0.5
     trials = []
     for values in dict.fromkeys((model_input.range, *USUAL)):
         trial = dataclasses.replace(model_input, range=values)
         right = None if labels is None else accuracy(run_original(model, images, trial)[0], labels)
-        trials.append(Trial(values, right, _strangeness(model, images, trial)))
+        trials.append(Trial(values, right, _strangeness(model, images, trial), chance))
     return trials
 
 
@@ -53,7 +58,7 @@ def better_range(trials: list[Trial]) -> Range | None:
     used = trials[0]
     if used.accuracy is not None:
         best = max(trials, key=lambda trial: trial.accuracy or 0)
-        return best.range if (best.accuracy or 0) >= used.accuracy + BETTER else None
+        return best.range if (best.accuracy or 0) >= used.accuracy + used.chance else None
     if used.strangeness is not None:
         best = min(trials, key=lambda trial: trial.strangeness or 0)
         return best.range if used.strangeness > max(STRANGE, 2 * (best.strangeness or 0)) else None

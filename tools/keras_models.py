@@ -90,6 +90,8 @@ class KerasModel:
         except (AttributeError, ValueError):  # a model within a model, or one without a graph
             return None
         mean, variance = (np.asarray(values, np.float32) for values in layers[0].get_weights()[-2:])
+        if len(mean) != probe.output.shape[-1]:  # it normalises another axis than the channels'
+            return None
         return lambda pictures: np.asarray(probe(pictures, training=False), np.float32), mean, variance
 
     def to_tflite(self, height: int, width: int, channels: int) -> bytes:
@@ -264,6 +266,8 @@ def _foreign(path: Path, config: dict[str, Any], library: Any) -> str:
         activation = settings.get("activation")
         if isinstance(activation, dict) and activation.get("class_name") == "function":
             own.append(f"the activation {activation['config']!r} of {name!r}")
+        if isinstance(activation, str) and not _knows(library, activation):
+            own.append(f"the activation {activation!r} of {name!r}")
     if not own:
         return ""
     return (
@@ -271,6 +275,14 @@ def _foreign(path: Path, config: dict[str, Any], library: Any) -> str:
         "Save the model as a SavedModel where that code is (model.export('folder'), before Keras 2.13 "
         "model.save('folder')), and name the folder here"
     )
+
+
+def _knows(library: Any, activation: str) -> bool:
+    try:
+        library.activations.get(activation)
+    except ValueError:
+        return False
+    return True
 
 
 def _holds_lambda(part: Any) -> bool:

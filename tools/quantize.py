@@ -19,6 +19,7 @@ import dataclasses
 import os
 import sys
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 from typing import get_args
 
@@ -40,13 +41,22 @@ from edgefer.vision.model import find_card
 from edgefer.vision.preprocess import normalise, to_colour
 
 with quiet():
-    from input_range import Trial, better_range, try_ranges
+    from input_range import FEWEST, Trial, better_range, try_ranges
     from precisions import LIGHT, PASSING, Int8, Io, Layer, dynamic, float16, layers_of, without_tiles
 
 SEVEN = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 """FER2013's labels in its order: what a model of seven outputs gives, unless told otherwise."""
 DECODERS: dict[Task, Decoder] = {"emotion": "softmax", "embedding": "unit-vector", "detector": "edgefer-centre"}
 LAYERS_SHOWN = 5
+MOST_ORDERED = 8
+"""Classes whose every order is tried: 40,320 of them."""
+_KIND = "Pictures of the kind that the model was trained on calibrate better"
+WAY_OUT: dict[Precision, str] = {
+    "int8": "--float-layers 3 leaves the layers that lose most in float, --precision float16 all of them. " + _KIND,
+    "dynamic": "--precision float16 keeps more",
+    "float16": "--precision float32 keeps all",
+    "float32": "TensorFlow Lite computes another thing than Keras: a layer isn't what it was",
+}
 LAYER_PICTURES = 32
 
 
@@ -69,8 +79,8 @@ def convert(options: argparse.Namespace) -> int:
         card = with_labels(card, options.labels, originals[0].shape[1], held_out.names)
     check_card(card, options.output.with_suffix(".json"))
     labels = own_labels(held_out, card.labels) if card.task == "emotion" else None
-    tell_range(card, try_ranges(model, card.input, held_out.images, labels))
-    tell_order(card, originals[0], labels)
+    ordered = None if labels is None else in_order(card, originals[0], labels)
+    tell_range(card, try_ranges(model, card.input, held_out.images, ordered))
 
     floats = without_tiles(model.to_tflite(card.input.height, card.input.width, channels))
     content = floats
@@ -88,9 +98,8 @@ def convert(options: argparse.Namespace) -> int:
         print(f"accuracy on the {(labels >= 0).sum()} that are labelled: {before:.2%} before, {after:.2%} after")
     if result.agreement < options.min_agreement:
         print(
-            f"quantize: {result.agreement:.2%} agree, and --min-agreement is {options.min_agreement:.0%}: "
-            f"{options.output} isn't written. --float-layers 3 leaves the layers that lose most in float, --precision "
-            "float16 all of them; pictures of the kind that the model was trained on calibrate better",
+            f"quantize: {result.agreement:.2%} agree, and --min-agreement is {options.min_agreement:.4g}: "
+            f"{options.output} isn't written. {WAY_OUT[options.precision]}",
             file=sys.stderr,
         )
         return 1
@@ -114,8 +123,18 @@ def check(options: argparse.Namespace) -> None:
         raise UsageError(f"--range {options.range[0]:g} {options.range[1]:g}: what pixels 0 and 255 become: two values")
     if not 0 <= options.min_agreement <= 2:  # over 1: never written
         raise UsageError(f"--min-agreement {options.min_agreement:g}: a share is wanted, 0.97 for 97 %")
+    card = options.output.with_suffix(".json")
+    if card.is_file() and not _is_card(card):
+        raise UsageError(f"-o {options.output}: {card}, where the card goes, is no model's card: take another name")
     if options.precision != "int8" and (options.float_layers or options.io != "int8"):
         raise UsageError("--float-layers and --io are for --precision int8")
+
+
+def _is_card(path: Path) -> bool:
+    try:
+        return b"edgefer.model/" in path.read_bytes()
+    except OSError:
+        return False
 
 
 def describe(options: argparse.Namespace, model: KerasModel) -> ModelCard:
@@ -165,11 +184,12 @@ def describe(options: argparse.Namespace, model: KerasModel) -> ModelCard:
 def with_labels(card: ModelCard, asked: str | None, classes: int, folders: tuple[str, ...]) -> ModelCard:
     """The card with its labels: --labels, the card's, FER2013's seven, or the calibration tree's folders by name."""
     labels = tuple(map(str.strip, asked.split(","))) if asked else card.labels
-    if not labels and classes == len(SEVEN):
-        labels = SEVEN
-    elif not labels and classes == len(folders):
+    if not labels and classes == len(folders) and set(folders) != set(SEVEN):
         labels = folders
         print(f"labels: {','.join(labels)}, the folders of --calibrate by name, as Keras counts them")
+    elif not labels and classes == len(SEVEN):
+        labels = SEVEN
+        print(f"labels: {','.join(labels)}, as FER2013 counts them")
     if len(labels) != classes or len(set(labels)) != classes:
         raise UsageError(
             f"the model gives {classes} scores, and {len(set(labels)) or 'no'} labels are named"
@@ -193,6 +213,8 @@ def own_labels(pictures: Pictures, labels: tuple[str, ...]) -> Labels | None:
     known = [label_name(label) for label in labels]
     numbers = [known.index(name) if name in known else -1 for name in pictures.names]
     own = np.array(numbers)[pictures.labels]
+    if 0 < (strange := int((own < 0).sum())) < len(own):
+        print(f"labels: {strange} of {len(own)} held-out pictures have one that the model lacks; they are left out")
     if own.max() < 0:
         print(f"labels: the pictures' folders ({', '.join(pictures.names)}) are none of the model's labels")
         return None
@@ -288,18 +310,23 @@ def tell_range(card: ModelCard, trials: list[Trial]) -> None:
         )
 
 
-def tell_order(card: ModelCard, scores: Floats, labels: Labels | None) -> None:
-    """Whether the labels in another usual order would be right more often."""
-    if labels is None:
-        return
-    used = accuracy(scores, labels)
-    for order in (tuple(sorted(card.labels)), SEVEN):
-        if sorted(order) == sorted(card.labels) and order != card.labels:
-            # The answer i is called order[i] then.
-            renamed = np.array([order.index(label) for label in card.labels])
-            other = accuracy(scores, np.where(labels < 0, -1, renamed[labels]))
-            if other > used + 0.1:
-                print(f"warning: --labels {','.join(order)} would be right {other:.0%} of the time, and not {used:.0%}")
+def in_order(card: ModelCard, scores: Floats, labels: Labels) -> Labels:
+    """The labels as the answers count them: in another order than the card's, which is told, if that clearly fits."""
+    known = labels >= 0
+    count = len(card.labels)
+    if count > MOST_ORDERED or known.sum() < FEWEST:
+        return labels
+    said = np.zeros((count, count))  # answer, label
+    np.add.at(said, (scores[known].argmax(1), labels[known]), 1 / known.sum())
+    orders = np.array(list(permutations(range(count))))  # what the answers 0, 1, ... may be called
+    right = said[np.arange(count), orders].sum(1)
+    used, best = float(np.trace(said)), int(right.argmax())
+    # A model that answers one thing is right by chance in one order or another.
+    if right[best] < max(used + 0.1, 0.4):
+        return labels
+    names = ",".join(card.labels[number] for number in orders[best])
+    print(f"warning: --labels {names} would be right {right[best]:.0%} of the time, and not {used:.0%}")
+    return np.where(known, orders[best].argsort()[labels], -1)
 
 
 def tell(task: Task, result: Comparison, count: int) -> None:

@@ -32,7 +32,7 @@ from evaluate_detector import average_precision, figures, find, held_out_people,
 from keras import layers, ops
 from muon import Muon
 from numpy.typing import NDArray
-from training import commit
+from training import ADDED, commit, go_on_from
 
 from edgefer.errors import InputError
 from edgefer.messages import Image
@@ -109,7 +109,7 @@ def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
     steps = len(batches)
     model = network()
     if settings["start"] and not resume:
-        start_from(model, Path(settings["start"]))
+        go_on_from(Path(settings["start"]), model)
     if not resume:
         progress(folder).unlink(missing_ok=True)  # of another run, which this one replaces
     (folder / "settings.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
@@ -182,6 +182,9 @@ def network(height: int | None = None, width: int | None = None) -> keras.Model:
     picture = keras.Input((height, width, 3), name="picture")
     x = convolution(picture, 8, 3, 2)
     x = convolution(x, 24, 3, 2)
+    # Where a face is, to less than a pixel, is told by the finest of what is seen.
+    with keras.name_scope(ADDED):
+        x = residual(x, begin=0)
     eighth = residual(convolution(x, 40, 3, 2))
     sixteenth = residual(convolution(eighth, 64, 3, 2))
     thirtysecond = residual(residual(convolution(sixteenth, 80, 3, 2)))
@@ -196,16 +199,16 @@ def network(height: int | None = None, width: int | None = None) -> keras.Model:
 OUTPUTS = {"logits": 1, "sides": 4, "landmarks": 10}
 
 
-def convolution(x: Any, filters: int, size: int, stride: int = 1, *, activate: bool = True) -> Any:
-    """A convolution with batch normalisation, and ReLU6 unless told otherwise."""
+def convolution(x: Any, filters: int, size: int, stride: int = 1, *, activate: bool = True, scale: float = 1) -> Any:
+    """A convolution with batch normalisation, which begins at a scale, and ReLU6 unless told otherwise."""
     x = layers.Conv2D(filters, size, stride, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
-    x = layers.BatchNormalization(momentum=0.97)(x)
+    x = layers.BatchNormalization(momentum=0.97, gamma_initializer=keras.initializers.Constant(scale))(x)
     return layers.ReLU(6.0)(x) if activate else x
 
 
-def residual(x: Any) -> Any:
-    """A 3x3 convolution that adds to what it sees."""
-    return layers.ReLU(6.0)(x + convolution(x, x.shape[-1], 3, activate=False))
+def residual(x: Any, begin: float = 1) -> Any:
+    """A 3x3 convolution that adds to what it sees: nothing at first where it begins with 0."""
+    return layers.ReLU(6.0)(x + convolution(x, x.shape[-1], 3, activate=False, scale=begin))
 
 
 def head(grid: Any) -> list[Any]:
@@ -217,13 +220,6 @@ def head(grid: Any) -> list[Any]:
     sides = layers.Conv2D(4, 1, bias_initializer="ones")(placed)
     landmarks = layers.Conv2D(10, 1)(placed)
     return [layers.Reshape((-1, n))(x) for n, x in zip(OUTPUTS.values(), (logits, sides, landmarks), strict=True)]
-
-
-def start_from(model: keras.Model, path: Path) -> None:
-    """Take over the weights of an earlier network, save for layers that have another shape by now."""
-    for layer, former in zip(model.layers, keras.models.load_model(path, compile=False).layers, strict=True):
-        if [tuple(weight.shape) for weight in former.weights] == [tuple(weight.shape) for weight in layer.weights]:
-            layer.set_weights(former.get_weights())
 
 
 def multiplications(height: int, width: int) -> int:

@@ -33,7 +33,7 @@ from keras import layers, ops
 from muon import Muon
 from numpy.typing import NDArray
 from tqdm import tqdm
-from training import begin_anew, checkpoint, commit, fit, history, warm_cosine
+from training import begin_anew, checkpoint, commit, fit, go_on_from, history, warm_cosine
 
 from edgefer.errors import InputError
 from edgefer.messages import Image
@@ -110,7 +110,7 @@ def main() -> None:
     else:
         model, done = network(), []
         if arguments.start:
-            go_on_from(keras.models.load_model(arguments.start, compile=False), model)
+            go_on_from(arguments.start, model)
         begin_anew(folder)
         (folder / "settings.json").write_text(json.dumps(kept, indent=2, default=str) + "\n")
         compile_for(model, rates)
@@ -244,19 +244,6 @@ def convolution(x: Any, width: int, stride: int = 1, *, activate: bool = True) -
     x = layers.Conv2D(width, 3, stride, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
     x = layers.BatchNormalization(momentum=0.97)(x)
     return layers.ReLU()(x) if activate else x
-
-
-def go_on_from(former: keras.Model, model: keras.Model) -> None:
-    """Give a network the weights of a former, narrower one (or one as wide): at first it answers as that did.
-
-    The channels that it has more of keep their random weights, but nothing listens to them yet.
-    """
-    weights = model.get_weights()
-    for own, given in zip(weights, former.get_weights(), strict=True):
-        if own.ndim > 1 and own.shape[-1] > 1:  # a depthwise kernel's channels don't mix
-            own[..., given.shape[-2] :, : given.shape[-1]] = 0
-        own[tuple(slice(length) for length in given.shape)] = given
-    model.set_weights(weights)
 
 
 def alike(taught: Any, given: Any) -> Any:

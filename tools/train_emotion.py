@@ -32,14 +32,14 @@ import numpy as np
 from batches import WORKERS, Batch, Batches, Make
 from command_line import Parser, count, run
 from data import DATA
-from emotion_faces import GRAY_48, TRAIN, VOTE_OF, Faces, find_faces, validation_rows
+from emotion_faces import GRAY_48, TRAIN, VALIDATION, VOTE_OF, Faces, find_faces
 from emotion_networks import NETWORKS, SIZE, Network
 from emotion_plots import plot_confusion, plot_curves
 from emotion_teachers import Teachers, as_input, with_unlabelled
 from evaluate_emotion import confusion_matrix
 from keras import layers
 from numpy.typing import NDArray
-from training import begin_anew, checkpoint, commit, fit, history
+from training import begin_anew, best, checkpoint, commit, fit, go_on_from, history
 
 from edgefer.errors import InputError
 from edgefer.messages import Image
@@ -53,6 +53,7 @@ LEAST_FOUND, MOST_LOST = 0.48, 0.005
 """What share of each emotion's validation images is to be found, and what accuracy that may cost."""
 STEP, MOST_STEPS = 0.05, 200
 """How the answers are shifted towards it: nothing found after all of these is never found."""
+DIVERGED = "the network's answers are no numbers: the training diverged; begin anew with a lower --rate"
 CALIBRATION_IMAGES = 1024
 """A quarter calibrates, the others check."""
 
@@ -118,7 +119,9 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
     teachers = Teachers([Path(path) for path in arguments.teacher], faces.names) if arguments.teacher else None
     if arguments.faces:
         images, targets = with_unlabelled(images, targets, [Path(path) for path in arguments.faces], teachers)
-    batches = Batches(maker(images, targets, teachers), len(images), arguments.batch, arguments.seed, arguments.workers)
+    if teachers:
+        targets = teachers.half_of(targets, images, views, arguments.out)
+    batches = Batches(maker(images, targets), len(images), arguments.batch, arguments.seed, arguments.workers)
     validation = as_input(faces.images[held]), np.eye(len(faces.names), dtype=np.float32)[faces.labels[held]]
 
     rates = network.rates(arguments.rate or network.rate, len(batches) * arguments.epochs)
@@ -139,16 +142,17 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
     if network.averages:
         # Validation sees the averaged weights; training goes on from its own.
         callbacks.append(keras.callbacks.SwapEMAWeights())
-    best = arguments.out / "best.keras"
     if network.patience:
         least = min((figures["val_loss"] for figures in done), default=None)
         callbacks += [
-            keras.callbacks.ModelCheckpoint(best, save_best_only=True, initial_value_threshold=least),
+            keras.callbacks.ModelCheckpoint(best(arguments.out), save_best_only=True, initial_value_threshold=least),
             keras.callbacks.EarlyStopping(patience=network.patience, baseline=least),
         ]
     fit(model, batches, validation, arguments.out, done, arguments.epochs, callbacks)
     if network.patience:
-        model = keras.models.load_model(best)
+        if not best(arguments.out).is_file():
+            raise InputError(DIVERGED)
+        model = keras.models.load_model(best(arguments.out))
     # fit() leaves the averaged weights in the model. The last epoch ships: the best of many on PublicTest flatters.
     if network.averages:
         settle(model, faces.images[rows])
@@ -175,7 +179,7 @@ def split(faces: Faces) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
     What is byte-identical to a validation or test image isn't trained on, nor what is plainly no face.
     """
-    held = validation_rows(faces)
+    held = faces.rows(VALIDATION)
     kept_out = faces.usage != TRAIN
     kept_out[held] = True
     tested = np.isin(faces.dup_group, faces.dup_group[kept_out])
@@ -200,14 +204,18 @@ def soft_targets(faces: Faces) -> Floats:
     return shares
 
 
-def maker(images: Image, targets: Floats, teachers: Teachers | None) -> Make:
-    """What makes a batch of augmented images and their targets, which teachers give for the image as it is shown."""
+def maker(images: Image, targets: Floats) -> Make:
+    """What makes a batch of augmented images and their targets."""
 
     def make(rows: NDArray[np.intp], rng: np.random.Generator) -> Batch:
-        shown = np.stack([augment(images[row], rng) for row in rows])
-        return as_input(shown), teachers.half_of(targets[rows], shown) if teachers else targets[rows]
+        return as_input(np.stack([augment(images[row], rng) for row in rows])), targets[rows]
 
     return make
+
+
+def views(image: Image, rng: np.random.Generator) -> list[Image]:
+    """What teachers are asked about: the image, mirrored, and two others of the same face."""
+    return [image, image[:, ::-1], augment(image, rng), augment(image, rng)]
 
 
 def augment(image: Image, rng: np.random.Generator) -> Image:
@@ -235,14 +243,11 @@ def augment(image: Image, rng: np.random.Generator) -> Image:
 
 
 def mean_weights(model: keras.Model, starts: Sequence[Path]) -> list[Floats]:
-    """The mean of the weights of models like this one; InputError where one isn't."""
+    """The mean of the weights of former models, each of which this one can go on from."""
     runs = []
-    for start in map(Path, starts):
-        if not start.is_file():
-            raise InputError(f"--start: {start} isn't there; a model.keras of an earlier run is wanted")
-        runs.append(keras.models.load_model(start, compile=False).get_weights())
-        if [weights.shape for weights in runs[-1]] != [weights.shape for weights in model.get_weights()]:
-            raise InputError(f"--start: {start} is another network than the one to train (--arch, --classes)")
+    for start in starts:
+        go_on_from(Path(start), model)
+        runs.append(model.get_weights())
     return [np.mean(weights, 0) for weights in zip(*runs, strict=True)]
 
 
@@ -268,7 +273,7 @@ def shift(model: keras.Model, images: Floats, labels: NDArray[np.intp]) -> None:
     last = model.get_layer("emotion")
     scores = np.log(model.predict(images, batch_size=256, verbose=0) + 1e-9)
     if not np.isfinite(scores).all():
-        raise InputError("the network's answers are no numbers: the training diverged; begin anew with a lower --rate")
+        raise InputError(DIVERGED)
     each = np.bincount(labels, minlength=scores.shape[1])
     root = np.sqrt(np.maximum(each, 1))
     bias = np.zeros(len(each))
