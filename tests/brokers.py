@@ -273,7 +273,11 @@ class Cable:
                 client.sendall(self._answer_to_mqtt5)
                 client.close()
                 return
-            broker = socket.create_connection(("localhost", self._broker_port))
+            try:
+                broker = socket.create_connection(("localhost", self._broker_port))
+            except OSError:
+                client.close()
+                return
             self._sockets += [client, broker]
             threading.Thread(target=self._carry, args=(broker, client, self._answers), daemon=True).start()
             self._carry(client, broker, bytes)
@@ -373,6 +377,12 @@ class Subscriber:
 
         self._wait(found, f"a payload on {topic_end}", PATIENCE_S)
         return found()
+
+    def catch_up(self) -> None:
+        """Wait until all has come that the broker has taken by now: it hands on in the order in which it takes."""
+        mark = f"mark-{time.monotonic_ns()}"
+        self._client.publish("edgefer/mark", mark, qos=1)
+        self.wait_for_payload("/mark", lambda payload: payload == mark)
 
     def close(self) -> None:
         """Leave."""
