@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import cv2
@@ -619,9 +620,11 @@ def test_a_network_that_diverged_and_one_that_answers_one_thing_end_the_training
 )
 def test_a_trainer_runs_and_resumes(tmp_path, script, limit, leaves):
     output = "--out" if script == "train_emotion.py" else "-o"
-    tool(script, output, tmp_path, "--data", DATA, "--epochs", 1, "--limit", limit)
+    tool(script, output, tmp_path, "--data", DATA, "--epochs", 1, "--limit", limit, "--bfloat16")
     for name in leaves:
         assert (tmp_path / name).stat().st_size > 0
+        if name.endswith(".keras"):
+            assert b"bfloat16" not in zipfile.ZipFile(tmp_path / name).read("config.json"), "what is converted is float"
     for name in leaves:
         if name.endswith(".json"):
             assert read_card(tmp_path / name).licence == "LicenseRef-edgefer-models-research-only"
@@ -695,32 +698,57 @@ def test_answers_are_shifted_until_the_rare_class_is_found():
 
 
 def test_a_wider_network_begins_with_the_answers_of_the_narrower_one(monkeypatch, tmp_path):
+    import keras
     import train_embedding
+    from former_network import go_on_from
 
     monkeypatch.setattr(train_embedding, "WIDTHS", (8, 8, 16, 16))
     narrow = train_embedding.network()
+    rng = np.random.default_rng(0)
+    for layer in narrow.layers:  # as if it had learnt
+        if isinstance(layer, keras.layers.BatchNormalization):
+            of = layer.gamma.shape
+            layer.set_weights([rng.uniform(0.5, 1.5, of), rng.normal(0, 0.2, of), rng.normal(0, 0.2, of),
+                               rng.uniform(0.5, 1.5, of)])  # fmt: skip
+    narrow.save(tmp_path / "narrow.keras")
+    pictures = [cv2.resize(rng.integers(0, 256, (9, 9, 3), np.uint8), (112, 112)) for _ in range(80)]
+    np.save(tmp_path / "pictures.npy", pictures)
+    assert convert(tmp_path / "narrow.keras", "--task", "embedding", "--range", -1, 1,
+                   "--calibrate", tmp_path / "pictures.npy", "-o", tmp_path / "narrow.tflite") == 0  # fmt: skip
+    faces = (np.stack(pictures) / 127.5 - 1).astype(np.float32)
+    answers = narrow.predict(faces, verbose=0)
+
     monkeypatch.setattr(train_embedding, "WIDTHS", (8, 16, 16, 24))
     wide = train_embedding.network()
-    narrow.save(tmp_path / "narrow.keras")
-    train_embedding.go_on_from(tmp_path / "narrow.keras", wide)
-    faces = np.random.default_rng(0).uniform(-1, 1, (2, 112, 112, 3)).astype(np.float32)
-    np.testing.assert_allclose(wide.predict(faces, verbose=0), narrow.predict(faces, verbose=0), atol=1e-5)
+    go_on_from(tmp_path / "narrow.keras", wide, faces)
+    np.testing.assert_allclose(wide.predict(faces, verbose=0), answers, atol=1e-5)
+
+    shipped = train_embedding.network()
+    go_on_from(tmp_path / "narrow.tflite", shipped, faces)
+    assert np.corrcoef(shipped.predict(faces, verbose=0).ravel(), answers.ravel())[0, 1] > 0.98
+    # What was folded is apart again, so that training begins with the same answers.
+    trained = np.asarray(shipped(faces[:64], training=True))
+    assert np.corrcoef(trained.ravel(), answers[:64].ravel())[0, 1] > 0.95
+
+    monkeypatch.setattr(train_embedding, "WIDTHS", (8, 8, 8, 16))
+    with pytest.raises(InputError, match=r"narrow\.tflite is another network than the one to train"):
+        go_on_from(tmp_path / "narrow.tflite", train_embedding.network(), faces)
 
 
 def test_a_deeper_network_begins_with_the_answers_of_the_shallower_one(monkeypatch, tmp_path):
     import emotion_networks
-    from training import go_on_from
+    from former_network import go_on_from
 
+    faces = np.random.default_rng(0).uniform(0, 1, (2, 48, 48, 1)).astype(np.float32)
     monkeypatch.setattr(emotion_networks, "STAGES", ((8, 1), (16, 2)))
     shallow = emotion_networks.edgefer(7)
     monkeypatch.setattr(emotion_networks, "STAGES", ((8, 2), (16, 3)))
     deep = emotion_networks.edgefer(7)
     shallow.save(tmp_path / "shallow.keras")
     with pytest.raises(InputError, match="another network than the one to train"):
-        go_on_from(tmp_path / "shallow.keras", deep)
+        go_on_from(tmp_path / "shallow.keras", deep, faces)
     monkeypatch.setattr(emotion_networks, "STAGES", ((8, 1), (16, 1)))
     shallow = emotion_networks.edgefer(7)
     shallow.save(tmp_path / "shallow.keras")
-    go_on_from(tmp_path / "shallow.keras", deep)
-    faces = np.random.default_rng(0).uniform(0, 1, (2, 48, 48, 1)).astype(np.float32)
+    go_on_from(tmp_path / "shallow.keras", deep, faces)
     np.testing.assert_allclose(deep.predict(faces, verbose=0), shallow.predict(faces, verbose=0), atol=1e-5)

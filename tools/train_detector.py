@@ -29,10 +29,11 @@ from command_line import Parser, count, run
 from data import DATA
 from detector_scenes import Scenes, augmented, targets
 from evaluate_detector import average_precision, figures, find, held_out_people, validation_photos
+from former_network import ADDED, PICTURES, go_on_from
 from keras import layers, ops
 from muon import Muon
 from numpy.typing import NDArray
-from training import ADDED, commit, go_on_from
+from training import BFLOAT16, commit, in_float32, multiply_in_bfloat16
 
 from edgefer.errors import InputError
 from edgefer.messages import Image
@@ -72,6 +73,7 @@ def main() -> None:
     parser.add_argument("--workers", type=count, default=WORKERS, help="processes that make batches (%(default)s)")
     parser.add_argument("--limit", type=count, help="pictures an epoch, and to validate on")
     parser.add_argument("--validate-every", type=count, default=2, help="epochs between validations (%(default)s)")
+    parser.add_argument("--bfloat16", action="store_true", help=BFLOAT16)
     parser.add_argument(
         "--resume", action="store_true", help="go on in the output folder, with the settings kept there"
     )
@@ -107,9 +109,13 @@ def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
     pictures = min(len(scenes), limit or len(scenes))
     batches = Batches(maker(scenes), len(scenes), batch, seed, settings["workers"], pictures)
     steps = len(batches)
-    model = network()
+    far = INPUTS["far"]
+    former = network(far.height, far.width)
     if settings["start"] and not resume:
-        go_on_from(Path(settings["start"]), model)
+        go_on_from(Path(settings["start"]), former, normalise(fitted(scenes, "far", PICTURES, seed), far))
+    multiply_in_bfloat16(settings["bfloat16"])
+    model = network()
+    model.set_weights(former.get_weights())
     if not resume:
         progress(folder).unlink(missing_ok=True)  # of another run, which this one replaces
     (folder / "settings.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
@@ -216,9 +222,9 @@ def head(grid: Any) -> list[Any]:
     # Where the sides and landmarks are takes a look at the neighbours; whether there is a face was seen before.
     scored, placed = convolution(grid, 32, 1), convolution(grid, 40, 3)
     # At the start hardly any cell holds a face (sigmoid(-4) is 2 %), and a face reaches a stride around its cell.
-    logits = layers.Conv2D(1, 1, bias_initializer=keras.initializers.Constant(-4.0))(scored)
-    sides = layers.Conv2D(4, 1, bias_initializer="ones")(placed)
-    landmarks = layers.Conv2D(10, 1)(placed)
+    logits = layers.Conv2D(1, 1, bias_initializer=keras.initializers.Constant(-4.0), dtype="float32")(scored)
+    sides = layers.Conv2D(4, 1, bias_initializer="ones", dtype="float32")(placed)
+    landmarks = layers.Conv2D(10, 1, dtype="float32")(placed)
     return [layers.Reshape((-1, n))(x) for n, x in zip(OUTPUTS.values(), (logits, sides, landmarks), strict=True)]
 
 
@@ -285,23 +291,26 @@ def averaged(trained: keras.Model, optimizer: Any, model: keras.Model) -> keras.
     """A copy of the network that holds the averaged weights; the training goes on from its own."""
     own = trained.get_weights()
     optimizer.finalize_variable_values(trained.trainable_variables)
-    copy = network()
-    copy.set_weights(model.get_weights())
+    copy = in_float32(model, network)
     trained.set_weights(own)
     return copy
 
 
 def write(average: keras.Model, scenes: Scenes, settings: dict[str, Any], folder: Path) -> None:
     """The network at both sizes, each with its card and with pictures to calibrate it."""
-    rng = np.random.default_rng(settings["seed"])
     for name, model_input in INPUTS.items():
         sized = network(model_input.height, model_input.width)
         sized.set_weights(average.get_weights())
         sized.save(folder / f"{name}.keras")
-        chosen = rng.choice(len(scenes), min(CALIBRATION_PICTURES, len(scenes)), replace=False)
-        pictures = [letterbox(scenes[int(i)].image, model_input.width, model_input.height)[0] for i in chosen]
-        np.save(folder / f"{name}.npy", np.stack(pictures))
+        np.save(folder / f"{name}.npy", fitted(scenes, name, CALIBRATION_PICTURES, settings["seed"]))
         (folder / f"{name}.json").write_text(card(name, settings).to_json())
+
+
+def fitted(scenes: Scenes, name: str, number: int, seed: int) -> Image:
+    """Some of the pictures as one of the sizes sees them, n x height x width x 3."""
+    width, height = INPUTS[name].width, INPUTS[name].height
+    chosen = np.random.default_rng(seed).choice(len(scenes), min(number, len(scenes)), replace=False)
+    return np.stack([letterbox(scenes[int(i)].image, width, height)[0] for i in chosen])
 
 
 def float_model(name: str, average: keras.Model, settings: dict[str, Any]) -> Model:

@@ -29,11 +29,22 @@ import numpy as np
 from batches import WORKERS, Batch, Batches, Make
 from command_line import Parser, count, run
 from data import DATA, Pack, open_pack
+from former_network import go_on_from
 from keras import layers, ops
 from muon import Muon
 from numpy.typing import NDArray
 from tqdm import tqdm
-from training import begin_anew, checkpoint, commit, fit, go_on_from, history, warm_cosine
+from training import (
+    BFLOAT16,
+    begin_anew,
+    checkpoint,
+    commit,
+    fit,
+    history,
+    in_float32,
+    multiply_in_bfloat16,
+    warm_cosine,
+)
 
 from edgefer.errors import InputError
 from edgefer.messages import Image
@@ -42,8 +53,8 @@ from edgefer.vision.preprocess import TEMPLATE_SIZE as SIZE
 from edgefer.vision.preprocess import normalise
 
 INPUT = ModelInput(width=SIZE, height=SIZE, colour="bgr", range=(-1.0, 1.0))
-WIDTHS = (24, 48, 96, 192)
-"""Channels at 56x56, 28x28, 14x14 and 7x7: 124 million multiply-adds and 1.4 million parameters."""
+WIDTHS = (32, 64, 128, 256)
+"""Channels at 56x56, 28x28, 14x14 and 7x7: 219 million multiply-adds and 2.5 million parameters."""
 DEPTHS = (0, 1, 2, 3)
 """Further 3x3 convolutions at each of these sizes."""
 EMBEDDING = 128
@@ -71,6 +82,7 @@ def main() -> None:
     parser.add_argument("--workers", type=count, default=WORKERS, help="processes that make batches (%(default)s)")
     parser.add_argument("--limit", type=count, help="faces of each pack, to try the script")
     parser.add_argument("--start", type=Path, help="a model of an earlier run, as wide or narrower, to go on from")
+    parser.add_argument("--bfloat16", action="store_true", help=BFLOAT16)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
     arguments = parser.parse_args()
     folder: Path = arguments.out
@@ -86,6 +98,7 @@ def main() -> None:
         kept |= {"command": shlex.join(["python", *sys.argv]), "more": [str(path) for path in arguments.more]}
         kept["commit"] = commit()
     keras.utils.set_random_seed(arguments.seed)
+    multiply_in_bfloat16(arguments.bfloat16)
 
     packs = [Path(arguments.data) / "celeba_wild_id_112.npz"]
     packs += [Path(more) for more in arguments.more] or [Path(arguments.data) / "utk_112.npz"]
@@ -110,7 +123,7 @@ def main() -> None:
     else:
         model, done = network(), []
         if arguments.start:
-            go_on_from(arguments.start, model)
+            go_on_from(Path(arguments.start), model, validation[0])
         begin_anew(folder)
         (folder / "settings.json").write_text(json.dumps(kept, indent=2, default=str) + "\n")
         compile_for(model, rates)
@@ -122,6 +135,7 @@ def main() -> None:
         print(f"{len(held)} held out; before the first step the cosine to the teacher is {start:.4f}", flush=True)
     # Validation sees the averaged weights; training goes on from its own.
     fit(model, batches, validation, folder, done, arguments.epochs, [keras.callbacks.SwapEMAWeights()])
+    model = in_float32(model, network)
     model.save(folder / "model.keras")
     (folder / "card.json").write_text(card(kept, len(faces), [path.stem for path in packs]).to_json())
     chosen = np.random.default_rng(arguments.seed).choice(len(faces), min(CALIBRATION_FACES, len(faces)), replace=False)
@@ -151,9 +165,11 @@ def teach(path: Path, pack: Pack, folder: Path, peers: Path, limit: int | None) 
     if kept.is_file():
         vectors: Floats = np.load(kept)
         return vectors
-    from onnxruntime import InferenceSession  # noqa: PLC0415  # not needed to resume
+    from onnxruntime import InferenceSession, SessionOptions  # noqa: PLC0415  # not needed to resume
 
-    teacher = InferenceSession(str(peers / "foamliu_MobileFaceNet.onnx"))
+    options = SessionOptions()
+    options.intra_op_num_threads = 1  # several for one small face wait for each other most of the time
+    teacher = InferenceSession(str(peers / "foamliu_MobileFaceNet.onnx"), options)
     answers = []
     for i in tqdm(range(len(pack))[:limit], desc=f"teacher on {path.stem}", unit="face", mininterval=10):
         rgb = cv2.cvtColor(pack.picture(i), cv2.COLOR_BGR2RGB) / 255.0
@@ -235,7 +251,7 @@ def network() -> keras.Model:
     # A weight for each place: an eye's corner tells more than a cheek (MobileFaceNet's "global depthwise convolution").
     x = layers.DepthwiseConv2D(SIZE // 16, use_bias=False)(x)
     x = layers.BatchNormalization(momentum=0.97)(x)
-    x = layers.Dense(EMBEDDING, name="embedding")(layers.Flatten()(x))
+    x = layers.Dense(EMBEDDING, name="embedding", dtype="float32")(layers.Flatten()(x))
     return keras.Model(image, x, name="identity")
 
 

@@ -37,9 +37,20 @@ from emotion_networks import NETWORKS, SIZE, Network
 from emotion_plots import plot_confusion, plot_curves
 from emotion_teachers import Teachers, as_input, with_unlabelled
 from evaluate_emotion import confusion_matrix
+from former_network import go_on_from
 from keras import layers
 from numpy.typing import NDArray
-from training import begin_anew, best, checkpoint, commit, fit, go_on_from, history
+from training import (
+    BFLOAT16,
+    begin_anew,
+    best,
+    checkpoint,
+    commit,
+    fit,
+    history,
+    in_float32,
+    multiply_in_bfloat16,
+)
 
 from edgefer.errors import InputError
 from edgefer.messages import Image
@@ -94,6 +105,7 @@ def main() -> None:
         default=[],
         help="more faces without labels, packed by align_faces.py, to learn the teachers' answers on",
     )
+    parser.add_argument("--bfloat16", action="store_true", help=BFLOAT16)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
     arguments = parser.parse_args()
     if arguments.resume:
@@ -109,6 +121,7 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
     """Train one network, and write the model, its card, what calibrates it, and what it looks like."""
     arguments.out.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(arguments.seed)
+    multiply_in_bfloat16(arguments.bfloat16)
     network = NETWORKS[arguments.arch]
     rows, held = split(faces)
     rows, held = rows[: arguments.limit], held[: arguments.limit]
@@ -134,7 +147,7 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
         model, done = network.build(len(faces.names)), []
         if arguments.start:
             # The mean of runs that began with the same weights is often better than each.
-            model.set_weights(mean_weights(model, arguments.start))
+            model.set_weights(mean_weights(model, arguments.start, validation[0]))
         optimizer = network.optimizer(rates)
         model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"], jit_compile=backend.COMPILE)
     save_settings(arguments, model, faces.names, len(rows), len(held))
@@ -153,6 +166,7 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
         if not best(arguments.out).is_file():
             raise InputError(DIVERGED)
         model = keras.models.load_model(best(arguments.out))
+    model = in_float32(model, lambda: network.build(len(faces.names)))
     # fit() leaves the averaged weights in the model. The last epoch ships: the best of many on PublicTest flatters.
     if network.averages:
         settle(model, faces.images[rows])
@@ -242,11 +256,11 @@ def augment(image: Image, rng: np.random.Generator) -> Image:
 # The model
 
 
-def mean_weights(model: keras.Model, starts: Sequence[Path]) -> list[Floats]:
+def mean_weights(model: keras.Model, starts: Sequence[Path], images: Floats) -> list[Floats]:
     """The mean of the weights of former models, each of which this one can go on from."""
     runs = []
     for start in starts:
-        go_on_from(Path(start), model)
+        go_on_from(Path(start), model, images)
         runs.append(model.get_weights())
     return [np.mean(weights, 0) for weights in zip(*runs, strict=True)]
 
@@ -334,6 +348,7 @@ def card(arguments: argparse.Namespace, network: Network, faces: Faces, trained_
         )
         if str(value) != str(default)
     )
+    asked += " --bfloat16" * arguments.bfloat16
     of_fer2013 = faces.is_fer2013
     return ModelCard(
         schema="edgefer.model/1",

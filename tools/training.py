@@ -6,22 +6,21 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import backend  # noqa: F401  # before Keras
 import keras
-import numpy as np
 from batches import Batch, Batches
+from fast_norm import use_fast_norm
 from tqdm import tqdm
 
-from edgefer.errors import InputError
-
 Figures = dict[str, float]
+use_fast_norm()
 
-ADDED = "added"
-"""The name scope of layers that change nothing at first, and which a former network (--start) may lack."""
+BFLOAT16 = "multiply in bfloat16: faster on a processor (avx512_bf16) or GPU that can, and as good"
 
 
 def warm_cosine(rate: float, steps: int, warm_up: int = 500, first: float = 0.0) -> Any:
@@ -30,30 +29,17 @@ def warm_cosine(rate: float, steps: int, warm_up: int = 500, first: float = 0.0)
     return keras.optimizers.schedules.CosineDecay(first, steps - warm_up, warmup_target=rate, warmup_steps=warm_up)
 
 
-def go_on_from(path: Path, model: keras.Model) -> None:
-    """Give a network the weights of a former one, or of one with fewer channels or layers, which it answers alike.
+def multiply_in_bfloat16(wanted: bool) -> None:
+    """Let networks that are built from here on multiply in bfloat16, if wanted; their weights stay float32."""
+    keras.config.set_dtype_policy("mixed_bfloat16" if wanted else "float32")
 
-    The channels that it has more of keep their random weights, but nothing listens to them yet; its layers in the scope
-    ADDED keep theirs. InputError where the former is no such network.
-    """
-    if not path.is_file():
-        raise InputError(f"--start: {path} isn't there; a model.keras of an earlier run is wanted")
-    former = keras.models.load_model(path, compile=False).get_weights()
-    variables = model.weights
-    if len(former) < len(variables):
-        variables = [variable for variable in variables if ADDED not in variable.path.split("/")]
-    sizes = [variable.shape for variable in variables]
-    if len(former) != len(sizes) or any(
-        len(given.shape) != len(size) or any(np.greater(given.shape, size))
-        for given, size in zip(former, sizes, strict=True)
-    ):
-        raise InputError(f"--start: {path} is another network than the one to train")
-    for variable, given in zip(variables, former, strict=True):
-        weights = keras.ops.convert_to_numpy(variable).copy()
-        if weights.ndim > 1 and weights.shape[-1] > 1:  # a depthwise kernel's channels don't mix
-            weights[..., given.shape[-2] :, : given.shape[-1]] = 0
-        weights[tuple(slice(length) for length in given.shape)] = given
-        variable.assign(weights)
+
+def in_float32(model: keras.Model, build: Callable[[], keras.Model]) -> keras.Model:
+    """What `build` builds, multiplying in float32, with a model's weights."""
+    multiply_in_bfloat16(False)
+    plain = build()
+    plain.set_weights(model.get_weights())
+    return plain
 
 
 def checkpoint(folder: Path) -> Path:

@@ -1,0 +1,214 @@
+"""A former network to go on from: a model.keras, or the .tflite that it became, so that what ships is a checkpoint too.
+
+A .tflite holds each batch normalisation folded into the convolution before it. Unfolded, by what pictures make of it,
+it answers the same and learns as it did: gammas and betas are what they were, up to what int8 has lost.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import backend  # noqa: F401  # before Keras
+import keras
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter
+from keras import layers
+from numpy.typing import NDArray
+
+from edgefer.errors import InputError
+
+Floats = NDArray[np.float32]
+
+ADDED = "added"
+"""The name scope of layers that change nothing at first, and which a former network may lack."""
+KINDS = {
+    schema.BuiltinOperator.CONV_2D: layers.Conv2D,
+    schema.BuiltinOperator.DEPTHWISE_CONV_2D: layers.DepthwiseConv2D,
+    schema.BuiltinOperator.FULLY_CONNECTED: layers.Dense,
+}
+TYPES = {schema.TensorType.INT8: "<i1", schema.TensorType.INT32: "<i4", schema.TensorType.FLOAT32: "<f4"}
+LEAST_ALIKE = 0.98
+"""Correlation of the answers; int8 alone costs a hundredth at most."""
+PICTURES = 64
+"""So many tell what there is to unfold."""
+
+
+def go_on_from(path: Path, model: keras.Model, pictures: Floats) -> None:
+    """Give a network the weights of a former one, or of one with fewer channels or layers, which it answers alike.
+
+    The channels that it has more of keep their random weights, but nothing listens to them yet; its layers in the scope
+    ADDED keep theirs. `pictures` are n x height x width x channels, as the network takes them. InputError where the
+    former is no such network.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"--start: {path} isn't there; a model.keras of an earlier run is wanted, or the .tflite that it became"
+        )
+    fits = _unfold(path, model, pictures[:PICTURES]) if path.suffix == ".tflite" else _take_over(path, model)
+    if not fits:
+        raise InputError(f"--start: {path} is another network than the one to train")
+
+
+def _take_over(path: Path, model: keras.Model) -> bool:
+    """The weights of a model.keras; False where it is another network."""
+    former = keras.models.load_model(path, compile=False).get_weights()
+    variables = model.weights
+    if len(former) < len(variables):
+        variables = [variable for variable in variables if not _is_added(variable)]
+    sizes = [variable.shape for variable in variables]
+    if len(former) != len(sizes) or any(
+        len(given.shape) != len(size) or any(np.greater(given.shape, size))
+        for given, size in zip(former, sizes, strict=True)
+    ):
+        return False
+    for variable, given in zip(variables, former, strict=True):
+        variable.assign(_within(keras.ops.convert_to_numpy(variable).copy(), given))
+    return True
+
+
+def _is_added(variable: Any) -> bool:
+    return ADDED in variable.path.split("/")
+
+
+def _within(weights: Floats, given: Floats) -> Floats:
+    """Weights, as many or more, that begin with the given ones; to none of these the other channels add anything."""
+    if weights.ndim > 1 and weights.shape[-1] > 1:  # a depthwise kernel's channels don't mix
+        weights[..., given.shape[-2] :, : given.shape[-1]] = 0
+    weights[tuple(slice(length) for length in given.shape)] = given
+    return weights
+
+
+# What a .tflite holds.
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """A layer of a .tflite: its kernel as Keras has it, its bias, and the height and width that it writes."""
+
+    kind: type
+    kernel: Floats
+    bias: Floats
+    size: tuple[int, ...]
+
+
+def _unfold(path: Path, model: keras.Model, pictures: Floats) -> bool:
+    """The weights of a .tflite; False where it is another network's."""
+    given = _read(path)
+    weighted: list[Any] = [layer for layer in model.layers if isinstance(layer, tuple(KINDS.values()))]
+    if len(given) < len(weighted):
+        weighted = [layer for layer in weighted if not _is_added(layer.kernel)]
+    folded = _in_order(given, weighted)
+    if folded is None:
+        return False
+    for layer, one in zip(weighted, folded, strict=True):
+        norm = _norm_after(layer)
+        if norm is None:
+            layer.set_weights(
+                [_within(*both) for both in zip(layer.get_weights(), (one.kernel, one.bias), strict=True)]
+            )
+        else:  # which does nothing yet but to add the bias
+            layer.set_weights([_within(layer.get_weights()[0], one.kernel)])
+            beta = _within(np.zeros(norm.beta.shape, np.float32), one.bias)
+            norm.set_weights([np.ones_like(beta), beta, np.zeros_like(beta), np.full_like(beta, 1 - norm.epsilon)])
+    if _alike(path, model, pictures) < LEAST_ALIKE:
+        return False
+    normed = [both for both in zip(weighted, folded, strict=True) if _norm_after(both[0]) is not None]
+    written = keras.Model(model.inputs, [layer.output for layer, _ in normed]).predict(pictures, verbose=0)
+    for (layer, one), values in zip(normed, written, strict=True):
+        _part(layer, _norm_after(layer), len(one.bias), values)
+    return True
+
+
+def _part(layer: Any, norm: Any, old: int, values: Floats) -> None:
+    """Part a kernel and the normalisation after it, in its old channels: the one as large as kernels begin."""
+    (kernel,) = layer.get_weights()
+    gamma, beta, _, _ = norm.get_weights()
+    mean, variance = values.mean((0, 1, 2)), values.var((0, 1, 2))
+    by_channel = np.moveaxis(kernel, 2 if isinstance(layer, layers.DepthwiseConv2D) else 3, -1)
+    scale = np.ones_like(mean)
+    scale[:old] = np.sqrt(2 / np.maximum(np.square(by_channel[..., :old]).sum((0, 1, 2)), 1e-9))
+    by_channel *= scale
+    beta[:old] += mean[:old]
+    gamma[:old] = np.sqrt(variance[:old] + norm.epsilon / np.square(scale[:old]))
+    layer.set_weights([kernel])
+    norm.set_weights([gamma, beta, mean * scale, variance * np.square(scale)])
+
+
+def _norm_after(layer: Any) -> Any:
+    """The batch normalisation that a layer's output goes to, or None."""
+    nodes = layer._outbound_nodes  # noqa: SLF001  # Keras has no other way to ask
+    norm = nodes[0].operation if nodes else None
+    return norm if isinstance(norm, layers.BatchNormalization) else None
+
+
+def _read(path: Path) -> list[Folded]:
+    content = path.read_bytes()
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    graph = model.subgraphs[0]
+
+    def values(index: int) -> Floats:
+        tensor = graph.tensors[index]
+        buffer = model.buffers[tensor.buffer]
+        held = content[buffer.offset : buffer.offset + buffer.size] if buffer.data is None else bytes(buffer.data)
+        kept = np.frombuffer(held, TYPES[tensor.type]).reshape(tensor.shape)
+        scale = np.ones(1) if tensor.type == schema.TensorType.FLOAT32 else np.array(tensor.quantization.scale)
+        across = [1] * kept.ndim
+        across[tensor.quantization.quantizedDimension if len(scale) > 1 else 0] = len(scale)
+        return np.asarray(kept * scale.reshape(across), np.float32)
+
+    folded = []
+    for operator in graph.operators:
+        kind = KINDS.get(model.operatorCodes[operator.opcodeIndex].builtinCode)
+        if kind is not None:
+            # TFLite's order: out x height x width x in, 1 x height x width x channels, out x in.
+            kernel = np.moveaxis(values(operator.inputs[1]), 0, -1)
+            channels = kernel.shape[2 if kind is layers.DepthwiseConv2D else -1]
+            bias = np.zeros(channels, np.float32) if operator.inputs[2] < 0 else values(operator.inputs[2])
+            shape = graph.tensors[operator.outputs[0]].shape
+            folded.append(Folded(kind, kernel, bias, tuple(map(int, shape[1:-1]))))
+    return folded
+
+
+def _in_order(given: Sequence[Folded], weighted: Sequence[Any]) -> list[Folded] | None:
+    """The .tflite's layers in the network's order; None where they don't match.
+
+    The converter keeps the order of what follows each other only. Side by side, layers are told apart by their shapes
+    and by the size of what they write; among more channels, by their kernels' height and width instead.
+    """
+    shapes = [(one.kind.__name__, one.size, one.kernel.shape) for one in given]
+    wanted = [(type(layer).__name__, layer.output.shape[1:-1], tuple(layer.kernel.shape)) for layer in weighted]
+    if sorted(shapes) != sorted(wanted):
+        shapes, wanted = ([(kind, size, shape[:-2]) for kind, size, shape in keys] for keys in (shapes, wanted))
+    if sorted(shapes) != sorted(wanted):
+        return None
+    alike = defaultdict(list)
+    for key, one in zip(shapes, given, strict=True):
+        alike[key].append(one)
+    found = [alike[key].pop(0) for key in wanted]
+    fits = (
+        np.less_equal(one.kernel.shape, layer.kernel.shape).all() for one, layer in zip(found, weighted, strict=True)
+    )
+    return found if all(fits) else None
+
+
+def _alike(path: Path, model: keras.Model, pictures: Floats) -> float:
+    """The correlation of a .tflite's and a network's answers, of the output that has the least."""
+    interpreter = Interpreter(str(path))
+    interpreter.allocate_tensors()
+    (taken,), outputs = interpreter.get_input_details(), interpreter.get_output_details()
+    scale, zero = taken["quantization"]
+    told = []
+    for picture in pictures:
+        x = np.clip(np.round(picture / scale + zero), -128, 127) if scale else picture
+        interpreter.set_tensor(taken["index"], x[None].astype(taken["dtype"]))
+        interpreter.invoke()
+        told.append([interpreter.get_tensor(output["index"]).ravel().astype(np.float32) for output in outputs])
+    answers = model.predict(pictures, verbose=0)
+    by_size = {answer[0].size: answer.ravel() for answer in (answers if isinstance(answers, list) else [answers])}
+    each = [np.stack(values) for values in zip(*told, strict=True)]
+    return min(float(np.corrcoef(by_size[one.shape[1]], one.ravel())[0, 1]) for one in each)
