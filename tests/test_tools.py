@@ -425,6 +425,8 @@ def test_another_order_of_the_labels_is_told_and_counted_by(capsys):
     assert f"--labels neutral,angry,disgust,fear,happy,sad,surprise would be right {right:.0%} of the time" in told
     one_thing = np.eye(7, dtype=np.float32)[np.zeros(200, int)]
     assert (in_order(card, one_thing, truth) == truth).all(), "right by chance in any order"
+    uneven = np.repeat([0, 1, 2], [100, 60, 40])
+    assert (in_order(card, np.eye(7, dtype=np.float32)[np.full(200, 2)], uneven) == uneven).all(), "so is the commonest"
     assert (in_order(card, scores[:30, neutral_first], truth[:30]) == truth[:30]).all(), "too few"
 
 
@@ -580,6 +582,10 @@ def test_a_network_goes_on_from_the_mean_of_others_and_learns_what_teachers_answ
         Teachers(teachers, ("happy", "sad"))
     with pytest.raises(InputError, match="--teacher"):
         with_unlabelled(images, targets, [tmp_path / "more.npz"], None)
+    with pytest.raises(InputError, match=r"a \.tflite stands alone"):
+        train_emotion.mean_weights(first, [tmp_path / "first.keras", teachers[0]], learnt, names)
+    with pytest.raises(InputError, match=r"float\.tflite tells happy, sad, surprise, and what is learnt is sad, happy"):
+        train_emotion.mean_weights(first, teachers[:1], learnt, ("sad", "happy", "surprise"))
 
 
 def test_a_network_that_diverged_and_one_that_answers_one_thing_end_the_training():
@@ -731,8 +737,17 @@ def test_a_wider_network_begins_with_the_answers_of_the_narrower_one(monkeypatch
     assert np.corrcoef(trained.ravel(), answers[:64].ravel())[0, 1] > 0.95
 
     monkeypatch.setattr(train_embedding, "WIDTHS", (8, 8, 8, 16))
-    with pytest.raises(InputError, match=r"narrow\.tflite is another network than the one to train"):
-        go_on_from(tmp_path / "narrow.tflite", train_embedding.network(), faces)
+    (tmp_path / "cut.tflite").write_bytes((tmp_path / "narrow.tflite").read_bytes()[:2000])
+    (tmp_path / "cut.keras").write_bytes((tmp_path / "narrow.keras").read_bytes()[:2000])
+    for name, told in (
+        ("narrow.tflite", "is another network than the one to train"),
+        ("narrow.keras", "is another network than the one to train"),
+        ("cut.tflite", "can't be read"),
+        ("cut.keras", "can't be read"),
+        ("none.keras", "isn't there"),
+    ):
+        with pytest.raises(InputError, match=rf"^--start: .*{name}:? {told}"):
+            go_on_from(tmp_path / name, train_embedding.network(), faces)
 
 
 def test_a_deeper_network_begins_with_the_answers_of_the_shallower_one(monkeypatch, tmp_path):
@@ -752,3 +767,5 @@ def test_a_deeper_network_begins_with_the_answers_of_the_shallower_one(monkeypat
     shallow.save(tmp_path / "shallow.keras")
     go_on_from(tmp_path / "shallow.keras", deep, faces)
     np.testing.assert_allclose(deep.predict(faces, verbose=0), shallow.predict(faces, verbose=0), atol=1e-5)
+    with pytest.raises(InputError, match="another network than the one to train"):
+        go_on_from(tmp_path / "shallow.keras", emotion_networks.edgefer(8), faces)

@@ -58,7 +58,7 @@ class Teachers:
         An answer is the mean of those for the views of an image, which is better than each. They are computed once, and
         kept in `folder`.
         """
-        models = "".join(reader.model.card.sha256 for reader in self._readers)
+        models = "".join(reader.model.card.to_json() for reader in self._readers)
         digest = zlib.crc32(models.encode(), zlib.crc32(images.tobytes()))
         kept = folder / f"taught-{digest:08x}.npy"
         if kept.is_file():
@@ -67,7 +67,9 @@ class Teachers:
             every = (seen(image, np.random.default_rng((digest, number))) for number, image in enumerate(images))
             means = (np.mean([self(view) for view in views], 0) for views in every)
             told = np.stack(list(tqdm(means, desc="teachers", total=len(images), unit="face", mininterval=10)))
-            np.save(kept, told)
+            aside = folder / "writing.npy"
+            np.save(aside, told)
+            aside.replace(kept)
         return np.asarray(targets / 2 + (1 - targets.sum(1, keepdims=True) / 2) * told, np.float32)
 
 

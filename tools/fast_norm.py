@@ -23,7 +23,8 @@ _slow_call = layers.BatchNormalization.call
 
 def _call(self: Any, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
     plain = mask is None and self.center and self.scale and self.axis in {-1, inputs.ndim - 1}
-    if not plain or self.synchronized or self.renorm:
+    lone = inputs.shape[0] == 1 and inputs.ndim == 2  # of one value there is no variance, says PyTorch
+    if not plain or lone or self.synchronized or self.renorm:
         return _slow_call(self, inputs, training=training, mask=mask)
     from torch import zeros_like  # noqa: PLC0415  # only where it is the backend
     from torch.nn.functional import batch_norm  # noqa: PLC0415

@@ -26,7 +26,7 @@ Floats = NDArray[np.float32]
 
 ADDED = "added"
 """The name scope of layers that change nothing at first, and which a former network may lack."""
-KINDS = {
+KINDS: dict[int, Any] = {
     schema.BuiltinOperator.CONV_2D: layers.Conv2D,
     schema.BuiltinOperator.DEPTHWISE_CONV_2D: layers.DepthwiseConv2D,
     schema.BuiltinOperator.FULLY_CONNECTED: layers.Dense,
@@ -49,25 +49,32 @@ def go_on_from(path: Path, model: keras.Model, pictures: Floats) -> None:
         raise InputError(
             f"--start: {path} isn't there; a model.keras of an earlier run is wanted, or the .tflite that it became"
         )
-    fits = _unfold(path, model, pictures[:PICTURES]) if path.suffix == ".tflite" else _take_over(path, model)
+    try:
+        fits = _unfold(path, model, pictures[:PICTURES]) if path.suffix == ".tflite" else _take_over(path, model)
+    except Exception as error:  # Keras and flatbuffers raise what they like
+        raise InputError(f"--start: {path}: can't be read as a model.keras or an int8 or float32 .tflite") from error
     if not fits:
         raise InputError(f"--start: {path} is another network than the one to train")
 
 
 def _take_over(path: Path, model: keras.Model) -> bool:
     """The weights of a model.keras; False where it is another network."""
-    former = keras.models.load_model(path, compile=False).get_weights()
-    variables = model.weights
+    whole = keras.models.load_model(path, compile=False)
+    former, variables = whole.get_weights(), model.weights
     if len(former) < len(variables):
         variables = [variable for variable in variables if not _is_added(variable)]
     sizes = [variable.shape for variable in variables]
-    if len(former) != len(sizes) or any(
+    answers = [[output.shape[-1] for output in network.outputs] for network in (whole, model)]
+    if answers[0] != answers[1] or len(former) != len(sizes):
+        return False
+    if any(
         len(given.shape) != len(size) or any(np.greater(given.shape, size))
         for given, size in zip(former, sizes, strict=True)
     ):
         return False
     for variable, given in zip(variables, former, strict=True):
-        variable.assign(_within(keras.ops.convert_to_numpy(variable).copy(), given))
+        weights = keras.ops.convert_to_numpy(variable).copy()
+        variable.assign(_within(weights, given, mixes="depthwise" not in variable.path))
     return True
 
 
@@ -75,9 +82,12 @@ def _is_added(variable: Any) -> bool:
     return ADDED in variable.path.split("/")
 
 
-def _within(weights: Floats, given: Floats) -> Floats:
-    """Weights, as many or more, that begin with the given ones; to none of these the other channels add anything."""
-    if weights.ndim > 1 and weights.shape[-1] > 1:  # a depthwise kernel's channels don't mix
+def _within(weights: Floats, given: Floats, *, mixes: bool) -> Floats:
+    """Weights, as many or more, that begin with the given ones; to none of these the other channels add anything.
+
+    `mixes` tells whether channels mix: those of a depthwise kernel don't.
+    """
+    if weights.ndim > 1 and mixes:
         weights[..., given.shape[-2] :, : given.shape[-1]] = 0
     weights[tuple(slice(length) for length in given.shape)] = given
     return weights
@@ -103,19 +113,17 @@ def _unfold(path: Path, model: keras.Model, pictures: Floats) -> bool:
     if len(given) < len(weighted):
         weighted = [layer for layer in weighted if not _is_added(layer.kernel)]
     folded = _in_order(given, weighted)
-    if folded is None:
+    norms = {layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)}
+    if folded is None or norms - {_norm_after(layer) for layer in model.layers}:
         return False
     for layer, one in zip(weighted, folded, strict=True):
-        norm = _norm_after(layer)
-        if norm is None:
-            layer.set_weights(
-                [_within(*both) for both in zip(layer.get_weights(), (one.kernel, one.bias), strict=True)]
-            )
-        else:  # which does nothing yet but to add the bias
-            layer.set_weights([_within(layer.get_weights()[0], one.kernel)])
-            beta = _within(np.zeros(norm.beta.shape, np.float32), one.bias)
+        norm, (kernel, *bias) = _norm_after(layer), layer.get_weights()
+        kernel = _within(kernel, one.kernel, mixes=one.kind is not layers.DepthwiseConv2D)
+        layer.set_weights([kernel, *(_within(own, one.bias, mixes=False) for own in bias)])
+        if norm is not None:  # it does nothing yet but to add the bias
+            beta = _within(np.zeros(norm.beta.shape, np.float32), one.bias, mixes=False)
             norm.set_weights([np.ones_like(beta), beta, np.zeros_like(beta), np.full_like(beta, 1 - norm.epsilon)])
-    if _alike(path, model, pictures) < LEAST_ALIKE:
+    if not _alike(path, model, pictures) >= LEAST_ALIKE:  # nor where it is no number
         return False
     normed = [both for both in zip(weighted, folded, strict=True) if _norm_after(both[0]) is not None]
     written = keras.Model(model.inputs, [layer.output for layer, _ in normed]).predict(pictures, verbose=0)
@@ -140,7 +148,9 @@ def _part(layer: Any, norm: Any, old: int, values: Floats) -> None:
 
 
 def _norm_after(layer: Any) -> Any:
-    """The batch normalisation that a layer's output goes to, or None."""
+    """The batch normalisation that is folded into a layer: its output, without a bias, goes there; or None."""
+    if type(layer) not in KINDS.values() or layer.use_bias:
+        return None
     nodes = layer._outbound_nodes  # noqa: SLF001  # Keras has no other way to ask
     norm = nodes[0].operation if nodes else None
     return norm if isinstance(norm, layers.BatchNormalization) else None
@@ -201,14 +211,16 @@ def _alike(path: Path, model: keras.Model, pictures: Floats) -> float:
     interpreter = Interpreter(str(path))
     interpreter.allocate_tensors()
     (taken,), outputs = interpreter.get_input_details(), interpreter.get_output_details()
-    scale, zero = taken["quantization"]
+    (scale, zero), kind = taken["quantization"], taken["dtype"]
     told = []
     for picture in pictures:
-        x = np.clip(np.round(picture / scale + zero), -128, 127) if scale else picture
-        interpreter.set_tensor(taken["index"], x[None].astype(taken["dtype"]))
+        x = np.clip(np.round(picture / scale + zero), np.iinfo(kind).min, np.iinfo(kind).max) if scale else picture
+        interpreter.set_tensor(taken["index"], x[None].astype(kind))
         interpreter.invoke()
         told.append([interpreter.get_tensor(output["index"]).ravel().astype(np.float32) for output in outputs])
     answers = model.predict(pictures, verbose=0)
     by_size = {answer[0].size: answer.ravel() for answer in (answers if isinstance(answers, list) else [answers])}
     each = [np.stack(values) for values in zip(*told, strict=True)]
+    if {one.shape[1] for one in each} != {*by_size}:
+        return 0.0
     return min(float(np.corrcoef(by_size[one.shape[1]], one.ravel())[0, 1]) for one in each)

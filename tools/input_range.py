@@ -37,7 +37,7 @@ class Trial:
     range: Range
     accuracy: float | None
     strangeness: float | None
-    chance: float = 0.0
+    chance: float
 
 
 def try_ranges(model: KerasModel, model_input: ModelInput, images: list[Image], labels: Labels | None) -> list[Trial]:

@@ -321,8 +321,8 @@ def in_order(card: ModelCard, scores: Floats, labels: Labels) -> Labels:
     orders = np.array(list(permutations(range(count))))  # what the answers 0, 1, ... may be called
     right = said[np.arange(count), orders].sum(1)
     used, best = float(np.trace(said)), int(right.argmax())
-    # A model that answers one thing is right by chance in one order or another.
-    if right[best] < max(used + 0.1, 0.4):
+    # A model that answers one thing, as in a wrong range, is right by chance in one order or another.
+    if right[best] < max(used + 0.1, said.sum(0).max() + 0.1, 0.4):
         return labels
     names = ",".join(card.labels[number] for number in orders[best])
     print(f"warning: --labels {names} would be right {right[best]:.0%} of the time, and not {used:.0%}")

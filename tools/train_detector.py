@@ -33,7 +33,7 @@ from former_network import ADDED, PICTURES, go_on_from
 from keras import layers, ops
 from muon import Muon
 from numpy.typing import NDArray
-from training import BFLOAT16, commit, in_float32, multiply_in_bfloat16
+from training import BFLOAT16, begin, beginning, commit, rebuilt
 
 from edgefer.errors import InputError
 from edgefer.messages import Image
@@ -86,6 +86,7 @@ def main() -> None:
             raise InputError(f"nothing to resume: {folder} holds no epoch of a run")
         kept = json.loads((folder / "settings.json").read_text())
         run_of = {name: kept.pop(name, run_of[name]) for name in run_of}
+        run_of["command"] += f", resumed by {shlex.join(['python', *sys.argv])}"
         parser.set_defaults(**kept)
         arguments = parser.parse_args()
     settings = vars(arguments) | run_of
@@ -102,7 +103,7 @@ def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
     """One run, from random weights or from a checkpoint to the written models."""
     checkpoint = folder / "checkpoint.weights.h5"
     seed, limit, epochs, batch = (settings[key] for key in ("seed", "limit", "epochs", "batch"))
-    keras.utils.set_random_seed(seed)
+    begin(seed)
     data = Path(settings["data"])
     scenes = Scenes(data, settings["people_repeats"], [Path(path) for path in settings["more"]])
     people, photos = held_out_people(data)[:limit], validation_photos(data)[:limit]
@@ -113,13 +114,11 @@ def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
     former = network(far.height, far.width)
     if settings["start"] and not resume:
         go_on_from(Path(settings["start"]), former, normalise(fitted(scenes, "far", PICTURES, seed), far))
-    multiply_in_bfloat16(settings["bfloat16"])
-    model = network()
-    model.set_weights(former.get_weights())
+    model = rebuilt(former, network, bfloat16=settings["bfloat16"])
     if not resume:
         progress(folder).unlink(missing_ok=True)  # of another run, which this one replaces
     (folder / "settings.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
-    trained = keras.Model(model.input, layers.Concatenate(-1)(model.outputs))
+    trained = keras.Model(model.input, layers.Concatenate(-1, dtype="float32")(model.outputs))
     warmup = min(400, epochs * steps // 4)
     rate = keras.optimizers.schedules.CosineDecay(
         1e-5, epochs * steps - warmup, alpha=0.01, warmup_target=settings["rate"], warmup_steps=warmup
@@ -198,7 +197,8 @@ def network(height: int | None = None, width: int | None = None) -> keras.Model:
     sixteenth = residual(sixteenth + layers.UpSampling2D()(convolution(thirtysecond, 64, 1)))
     eighth = residual(eighth + layers.UpSampling2D()(convolution(sixteenth, 40, 1)))
     heads = [head(grid) for grid in (eighth, sixteenth, thirtysecond)]
-    outputs = [layers.Concatenate(1, name=name)(parts) for name, *parts in zip(OUTPUTS, *heads, strict=True)]
+    grids = zip(OUTPUTS, *heads, strict=True)
+    outputs = [layers.Concatenate(1, name=name, dtype="float32")(parts) for name, *parts in grids]
     return keras.Model(picture, outputs)
 
 
@@ -222,10 +222,12 @@ def head(grid: Any) -> list[Any]:
     # Where the sides and landmarks are takes a look at the neighbours; whether there is a face was seen before.
     scored, placed = convolution(grid, 32, 1), convolution(grid, 40, 3)
     # At the start hardly any cell holds a face (sigmoid(-4) is 2 %), and a face reaches a stride around its cell.
+    # Answers are float32, whatever the network multiplies in: bfloat16 places a landmark to a 64th of a stride.
     logits = layers.Conv2D(1, 1, bias_initializer=keras.initializers.Constant(-4.0), dtype="float32")(scored)
     sides = layers.Conv2D(4, 1, bias_initializer="ones", dtype="float32")(placed)
     landmarks = layers.Conv2D(10, 1, dtype="float32")(placed)
-    return [layers.Reshape((-1, n))(x) for n, x in zip(OUTPUTS.values(), (logits, sides, landmarks), strict=True)]
+    answers = zip(OUTPUTS.values(), (logits, sides, landmarks), strict=True)
+    return [layers.Reshape((-1, n), dtype="float32")(x) for n, x in answers]
 
 
 def multiplications(height: int, width: int) -> int:
@@ -291,7 +293,7 @@ def averaged(trained: keras.Model, optimizer: Any, model: keras.Model) -> keras.
     """A copy of the network that holds the averaged weights; the training goes on from its own."""
     own = trained.get_weights()
     optimizer.finalize_variable_values(trained.trainable_variables)
-    copy = in_float32(model, network)
+    copy = rebuilt(model, network, bfloat16=False)
     trained.set_weights(own)
     return copy
 
@@ -347,7 +349,7 @@ def card(name: str, settings: dict[str, Any]) -> ModelCard:
             "data": "det_train and the even half of faceboxes_dev"
             + (f"; large faces ({', '.join(Path(pack).stem for pack in settings['more'])}), labelled by SCRFD-2.5g")
             * bool(settings["more"])
-            + "; random start",
+            + f"; {beginning(settings['start'])}",
             "seed": settings["seed"],
             "commit": settings["commit"],
         },

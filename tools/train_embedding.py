@@ -36,13 +36,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from training import (
     BFLOAT16,
+    begin,
     begin_anew,
+    beginning,
     checkpoint,
     commit,
     fit,
-    history,
-    in_float32,
-    multiply_in_bfloat16,
+    rebuilt,
+    resume,
     warm_cosine,
 )
 
@@ -91,14 +92,14 @@ def main() -> None:
         if not (folder / "settings.json").is_file():
             raise InputError(f"nothing to resume: {folder / 'settings.json'} isn't there")
         kept = {"commit": commit()} | json.loads((folder / "settings.json").read_text())
+        kept["command"] += f", resumed by {shlex.join(['python', *sys.argv])}"
         parser.set_defaults(**kept)
         arguments = parser.parse_args()
     else:
         kept = {name: value for name, value in vars(arguments).items() if name != "resume"}
         kept |= {"command": shlex.join(["python", *sys.argv]), "more": [str(path) for path in arguments.more]}
         kept["commit"] = commit()
-    keras.utils.set_random_seed(arguments.seed)
-    multiply_in_bfloat16(arguments.bfloat16)
+    begin(arguments.seed)
 
     packs = [Path(arguments.data) / "celeba_wild_id_112.npz"]
     packs += [Path(more) for more in arguments.more] or [Path(arguments.data) / "utk_112.npz"]
@@ -115,18 +116,17 @@ def main() -> None:
     validation = np.stack([normalise(held.picture(i), INPUT) for i in range(len(held))]), np.stack(held.taught)
 
     rates = warm_cosine(arguments.rate, len(batches) * arguments.epochs, warm_up=300, first=1e-5)
-    if arguments.resume and checkpoint(folder).is_file():
-        model = keras.models.load_model(checkpoint(folder), custom_objects={"away": away, "alike": alike})
-        done = history(folder)
-        # With another --epochs, the rest of the way down is steeper or flatter.
-        model.optimizer.learning_rate = rates
+    model, done = network(), []
+    goes_on = arguments.resume and checkpoint(folder).is_file()
+    if arguments.start and not goes_on:
+        go_on_from(Path(arguments.start), model, validation[0])
+    model = rebuilt(model, network, bfloat16=arguments.bfloat16)
+    compile_for(model, rates)  # with another --epochs, the rest of the way down is steeper or flatter
+    if goes_on:
+        done = resume(model, folder)
     else:
-        model, done = network(), []
-        if arguments.start:
-            go_on_from(Path(arguments.start), model, validation[0])
         begin_anew(folder)
         (folder / "settings.json").write_text(json.dumps(kept, indent=2, default=str) + "\n")
-        compile_for(model, rates)
         start = float(ops.mean(alike(validation[1], model.predict(validation[0], verbose=0))))
         print(
             f"seed {arguments.seed}, {model.count_params() / 1e3:.0f} k parameters, {len(faces)} faces to learn, ",
@@ -135,7 +135,7 @@ def main() -> None:
         print(f"{len(held)} held out; before the first step the cosine to the teacher is {start:.4f}", flush=True)
     # Validation sees the averaged weights; training goes on from its own.
     fit(model, batches, validation, folder, done, arguments.epochs, [keras.callbacks.SwapEMAWeights()])
-    model = in_float32(model, network)
+    model = rebuilt(model, network, bfloat16=False)
     model.save(folder / "model.keras")
     (folder / "card.json").write_text(card(kept, len(faces), [path.stem for path in packs]).to_json())
     chosen = np.random.default_rng(arguments.seed).choice(len(faces), min(CALIBRATION_FACES, len(faces)), replace=False)
@@ -295,7 +295,7 @@ def card(settings: dict[str, Any], learnt: int, packs: list[str]) -> ModelCard:
         training={
             "command": settings["command"],
             "data": f"{learnt} aligned faces ({', '.join(packs)}), to the answers of a public MobileFaceNet "
-            "(LFW 99.2 %); random start; the last 25 CelebA people held out",
+            f"(LFW 99.2 %); {beginning(settings['start'])}; the last 25 CelebA people held out",
             "seed": settings["seed"],
             "commit": settings["commit"],
         },

@@ -42,19 +42,19 @@ from keras import layers
 from numpy.typing import NDArray
 from training import (
     BFLOAT16,
+    begin,
     begin_anew,
     best,
     checkpoint,
     commit,
     fit,
-    history,
-    in_float32,
-    multiply_in_bfloat16,
+    rebuilt,
+    resume,
 )
 
 from edgefer.errors import InputError
 from edgefer.messages import Image
-from edgefer.vision.card import ModelCard
+from edgefer.vision.card import ModelCard, read_card
 from edgefer.vision.model import find_card
 
 NOT_A_FACE = 9
@@ -120,8 +120,7 @@ def main() -> None:
 def train(arguments: argparse.Namespace, faces: Faces) -> None:
     """Train one network, and write the model, its card, what calibrates it, and what it looks like."""
     arguments.out.mkdir(parents=True, exist_ok=True)
-    keras.utils.set_random_seed(arguments.seed)
-    multiply_in_bfloat16(arguments.bfloat16)
+    begin(arguments.seed)
     network = NETWORKS[arguments.arch]
     rows, held = split(faces)
     rows, held = rows[: arguments.limit], held[: arguments.limit]
@@ -138,18 +137,22 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
     validation = as_input(faces.images[held]), np.eye(len(faces.names), dtype=np.float32)[faces.labels[held]]
 
     rates = network.rates(arguments.rate or network.rate, len(batches) * arguments.epochs)
-    if arguments.resume and checkpoint(arguments.out).is_file():
-        model, done = keras.models.load_model(checkpoint(arguments.out)), history(arguments.out)
-        # With another --epochs, the rest of the way down is steeper or flatter.
-        model.optimizer.learning_rate = rates
+
+    def build() -> keras.Model:
+        return network.build(len(faces.names))
+
+    model, done = build(), []
+    goes_on = arguments.resume and checkpoint(arguments.out).is_file()
+    if arguments.start and not goes_on:
+        # The mean of runs that began with the same weights is often better than each.
+        model.set_weights(mean_weights(model, arguments.start, validation[0], faces.names))
+    model = rebuilt(model, build, bfloat16=arguments.bfloat16)
+    optimizer = network.optimizer(rates)  # with another --epochs, the rest of the way down is steeper or flatter
+    model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"], jit_compile=backend.COMPILE)
+    if goes_on:
+        done = resume(model, arguments.out)
     else:
         begin_anew(arguments.out)
-        model, done = network.build(len(faces.names)), []
-        if arguments.start:
-            # The mean of runs that began with the same weights is often better than each.
-            model.set_weights(mean_weights(model, arguments.start, validation[0]))
-        optimizer = network.optimizer(rates)
-        model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"], jit_compile=backend.COMPILE)
     save_settings(arguments, model, faces.names, len(rows), len(held))
     callbacks: list[keras.callbacks.Callback] = []
     if network.averages:
@@ -166,7 +169,7 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
         if not best(arguments.out).is_file():
             raise InputError(DIVERGED)
         model = keras.models.load_model(best(arguments.out))
-    model = in_float32(model, lambda: network.build(len(faces.names)))
+    model = rebuilt(model, build, bfloat16=False)
     # fit() leaves the averaged weights in the model. The last epoch ships: the best of many on PublicTest flatters.
     if network.averages:
         settle(model, faces.images[rows])
@@ -256,11 +259,18 @@ def augment(image: Image, rng: np.random.Generator) -> Image:
 # The model
 
 
-def mean_weights(model: keras.Model, starts: Sequence[Path], images: Floats) -> list[Floats]:
-    """The mean of the weights of former models, each of which this one can go on from."""
+def mean_weights(model: keras.Model, starts: Sequence[Path], images: Floats, names: tuple[str, ...]) -> list[Floats]:
+    """The mean of the weights of former models, each of which this one can go on from; InputError where it can't."""
+    paths = [Path(start) for start in starts]
+    if len(paths) > 1 and any(path.suffix == ".tflite" for path in paths):
+        raise InputError("--start: a .tflite stands alone: its kernels are scaled otherwise than those it came from")
     runs = []
-    for start in starts:
-        go_on_from(Path(start), model, images)
+    for path in paths:
+        cards = (path.with_suffix(".json"), path.parent / "card.json")
+        told = next((read_card(card).labels for card in cards if card.is_file()), names)
+        if told != names:
+            raise InputError(f"--start: {path} tells {', '.join(told)}, and what is learnt is {', '.join(names)}")
+        go_on_from(path, model, images)
         runs.append(model.get_weights())
     return [np.mean(weights, 0) for weights in zip(*runs, strict=True)]
 

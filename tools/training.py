@@ -17,8 +17,9 @@ from batches import Batch, Batches
 from fast_norm import use_fast_norm
 from tqdm import tqdm
 
+from edgefer.errors import InputError
+
 Figures = dict[str, float]
-use_fast_norm()
 
 BFLOAT16 = "multiply in bfloat16: faster on a processor (avx512_bf16) or GPU that can, and as good"
 
@@ -29,17 +30,26 @@ def warm_cosine(rate: float, steps: int, warm_up: int = 500, first: float = 0.0)
     return keras.optimizers.schedules.CosineDecay(first, steps - warm_up, warmup_target=rate, warmup_steps=warm_up)
 
 
-def multiply_in_bfloat16(wanted: bool) -> None:
-    """Let networks that are built from here on multiply in bfloat16, if wanted; their weights stay float32."""
-    keras.config.set_dtype_policy("mixed_bfloat16" if wanted else "float32")
+def begin(seed: int) -> None:
+    """What every trainer does first."""
+    keras.utils.set_random_seed(seed)
+    use_fast_norm()
 
 
-def in_float32(model: keras.Model, build: Callable[[], keras.Model]) -> keras.Model:
-    """What `build` builds, multiplying in float32, with a model's weights."""
-    multiply_in_bfloat16(False)
-    plain = build()
-    plain.set_weights(model.get_weights())
-    return plain
+def rebuilt(model: keras.Model, build: Callable[[], keras.Model], *, bfloat16: bool) -> keras.Model:
+    """What `build` builds, with a model's weights: these are float32 always, and multiplied in bfloat16 or float32."""
+    keras.config.set_dtype_policy("mixed_bfloat16" if bfloat16 else "float32")
+    try:
+        copy = build()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def beginning(start: Path | str | None) -> str:
+    """What a card tells of where a run began."""
+    return f"from {Path(start).name} of an earlier run" if start else "random start"
 
 
 def checkpoint(folder: Path) -> Path:
@@ -56,6 +66,19 @@ def begin_anew(folder: Path) -> None:
     """Forget the epochs of another run in this folder, which nobody should go on from with the settings of this one."""
     for kept in (checkpoint(folder), best(folder), folder / "history.json"):
         kept.unlink(missing_ok=True)
+
+
+def resume(model: keras.Model, folder: Path) -> list[Figures]:
+    """Give a compiled model the checkpoint of a run, with the optimiser's state; the figures of the epochs done.
+
+    InputError where the checkpoint is of another network.
+    """
+    model.optimizer.build(model.trainable_variables)
+    try:
+        model.load_weights(checkpoint(folder))
+    except ValueError as error:
+        raise InputError(f"{checkpoint(folder)}: of another network than the one to train, or damaged") from error
+    return history(folder)
 
 
 def history(folder: Path) -> list[Figures]:
