@@ -401,9 +401,9 @@ def test_a_wrong_range_is_told_by_accuracy_and_by_the_normalisation():
     right, wrong = (0.0, 1.0), (-1.0, 1.0)
     assert better_range([Trial(wrong, 0.4, None, 0.06), Trial(right, 0.6, None, 0.06)]) == right
     assert better_range([Trial(right, 0.6, None, 0.06), Trial(wrong, 0.62, None, 0.06)]) is None, "within chance"
-    assert better_range([Trial(wrong, None, 1.4), Trial(right, None, 0.1)]) == right
-    assert better_range([Trial(right, None, 0.3), Trial(wrong, None, 0.1)]) is None
-    assert better_range([Trial(right, None, None), Trial(wrong, None, None)]) is None, "nothing tells"
+    assert better_range([Trial(wrong, None, 1.4, 0.0), Trial(right, None, 0.1, 0.0)]) == right
+    assert better_range([Trial(right, None, 0.3, 0.0), Trial(wrong, None, 0.1, 0.0)]) is None
+    assert better_range([Trial(right, None, None, 0.0), Trial(wrong, None, None, 0.0)]) is None, "nothing tells"
 
 
 def test_another_order_of_the_labels_is_told_and_counted_by(capsys):
