@@ -73,7 +73,7 @@ def _take_over(path: Path, model: keras.Model) -> bool:
     ):
         return False
     for variable, given in zip(variables, former, strict=True):
-        weights = keras.ops.convert_to_numpy(variable).copy()
+        weights = keras.ops.convert_to_numpy(variable)
         variable.assign(_within(weights, given, mixes="depthwise" not in variable.path))
     return True
 
@@ -87,6 +87,7 @@ def _within(weights: Floats, given: Floats, *, mixes: bool) -> Floats:
 
     `mixes` tells whether channels mix: those of a depthwise kernel don't.
     """
+    weights = weights.copy()  # JAX's can't be written to
     if weights.ndim > 1 and mixes:
         weights[..., given.shape[-2] :, : given.shape[-1]] = 0
     weights[tuple(slice(length) for length in given.shape)] = given
@@ -134,8 +135,7 @@ def _unfold(path: Path, model: keras.Model, pictures: Floats) -> bool:
 
 def _part(layer: Any, norm: Any, old: int, values: Floats) -> None:
     """Part a kernel and the normalisation after it, in its old channels: the one as large as kernels begin."""
-    (kernel,) = layer.get_weights()
-    gamma, beta, _, _ = norm.get_weights()
+    kernel, gamma, beta = (np.array(weights) for weights in (*layer.get_weights(), *norm.get_weights()[:2]))
     mean, variance = values.mean((0, 1, 2)), values.var((0, 1, 2))
     by_channel = np.moveaxis(kernel, 2 if isinstance(layer, layers.DepthwiseConv2D) else 3, -1)
     scale = np.ones_like(mean)
