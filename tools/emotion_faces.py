@@ -162,9 +162,9 @@ def _from_csv(path: Path) -> Faces:
         raise InputError(f"{path}: no rows, or an emotion that isn't 0 to {len(Fer2013.LABELS) - 1}")
     votes, match = _votes_beside(path, len(images))
     stacked = np.stack(images)
-    kinds = np.array(labels, np.intp), np.array(usage, np.uint8)
     groups = _groups(stacked)
-    return Faces(Fer2013.LABELS, stacked, kinds[0], _with_validation(kinds[1], groups), votes, match, groups, True)
+    splits = _with_validation(np.array(usage, np.uint8), groups)
+    return Faces(Fer2013.LABELS, stacked, np.array(labels, np.intp), splits, votes, match, groups, True)
 
 
 def _votes_beside(path: Path, count: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

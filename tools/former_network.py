@@ -117,8 +117,9 @@ def _unfold(path: Path, model: keras.Model, pictures: Floats) -> bool:
     norms = {layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)}
     if folded is None or norms - {_norm_after(layer) for layer in model.layers}:
         return False
-    for layer, one in zip(weighted, folded, strict=True):
-        norm, (kernel, *bias) = _norm_after(layer), layer.get_weights()
+    parts = list(zip(weighted, folded, map(_norm_after, weighted), strict=True))
+    for layer, one, norm in parts:
+        kernel, *bias = layer.get_weights()
         kernel = _within(kernel, one.kernel, mixes=one.kind is not layers.DepthwiseConv2D)
         layer.set_weights([kernel, *(_within(own, one.bias, mixes=False) for own in bias)])
         if norm is not None:  # it does nothing yet but to add the bias
@@ -126,10 +127,10 @@ def _unfold(path: Path, model: keras.Model, pictures: Floats) -> bool:
             norm.set_weights([np.ones_like(beta), beta, np.zeros_like(beta), np.full_like(beta, 1 - norm.epsilon)])
     if not _alike(path, model, pictures) >= LEAST_ALIKE:  # nor where it is no number
         return False
-    normed = [both for both in zip(weighted, folded, strict=True) if _norm_after(both[0]) is not None]
-    written = keras.Model(model.inputs, [layer.output for layer, _ in normed]).predict(pictures, verbose=0)
-    for (layer, one), values in zip(normed, written, strict=True):
-        _part(layer, _norm_after(layer), len(one.bias), values)
+    normed = [(layer, norm, len(one.bias)) for layer, one, norm in parts if norm is not None]
+    written = keras.Model(model.inputs, [layer.output for layer, _, _ in normed]).predict(pictures, verbose=0)
+    for (layer, norm, old), values in zip(normed, written, strict=True):
+        _part(layer, norm, old, values)
     return True
 
 
