@@ -312,7 +312,7 @@ def _gallery(vision: Vision, picture: Image, parts: ExitStack) -> Gallery | None
     folder = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="edgefer-bench-")))
     gallery = parts.enter_context(closing(Gallery(folder, "bench", create=True)))
     for i, face in enumerate(vision.detector(picture)):
-        gallery.enroll(f"Face {i + 1}", vision.embedder(picture, face), 1.0)
+        gallery.enroll(f"Face {i + 1}", vision.embedder.template(picture, face), 1.0)
     return gallery
 
 

@@ -103,10 +103,10 @@ class Control:
     """
 
     def __init__(
-        self, state_dir: Path, model: str | None, embed: Callable[[Image, Detection], Embedding] | None
+        self, state_dir: Path, model: str | None, template: Callable[[Image, Detection], Embedding] | None
     ) -> None:
         self._state = State(edgefer=__version__, state_dir=str(state_dir.resolve()), model=model)
-        self._embed = embed
+        self._template = template
         self._sitting: _Sitting | None = None
         self._sitting_for_one = threading.Lock()
         self._room = threading.BoundedSemaphore(MAX_CONNECTIONS)
@@ -127,8 +127,8 @@ class Control:
         def call(image: Image) -> Sequence[Detection]:
             faces = detect(image)
             sitting = self._sitting
-            if sitting is not None and self._embed is not None:
-                sitting.show(image, faces, self._embed)
+            if sitting is not None and self._template is not None:
+                sitting.show(image, faces, self._template)
             return faces
 
         return call
@@ -183,7 +183,7 @@ class Control:
             self._refuse(connection, "only the service's user and group may ask")
         elif request.ask == "state":
             _send(connection, _state.dump_json(self._state))
-        elif self._embed is None:
+        elif self._template is None:
             self._refuse(connection, "EDGEFER_IDENTITY__ENABLED is false for the daemon: nobody can be enrolled")
         elif self._sitting_for_one.acquire(blocking=False):
             try:
@@ -260,11 +260,11 @@ class _Sitting:
         """How long it has been going on, for people."""
         return f"{time.monotonic() - self._start_s:.1f} s"
 
-    def show(self, image: Image, faces: Sequence[Detection], embed: Callable[[Image, Detection], Embedding]) -> None:
+    def show(self, image: Image, faces: Sequence[Detection], template: Callable[[Image, Detection], Embedding]) -> None:
         """Take a look at a frame, now and then."""
         if time.monotonic() >= self._due_s:
             self._due_s = time.monotonic() + EVERY_S
-            self.looks.put(look(self.clock(), image, faces, embed, keep=self._pictures))
+            self.looks.put(look(self.clock(), image, faces, template, keep=self._pictures))
 
 
 def _listen(path: Path) -> socket.socket:

@@ -251,7 +251,7 @@ def _look_ourselves(settings: Settings, seconds: float, *, keep: bool) -> Iterat
 
 def _look(source: str, image: Image, vision: Vision, *, keep: bool) -> Look:
     assert vision.embedder is not None  # _check_enabled saw to it
-    return look(source, image, vision.detector(image), vision.embedder, keep=keep)
+    return look(source, image, vision.detector(image), vision.embedder.template, keep=keep)
 
 
 def _summary(refused: Sequence[Look]) -> str:

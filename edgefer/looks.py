@@ -42,17 +42,17 @@ def look(
     source: str,
     image: Image,
     faces: Sequence[Detection],
-    embed: Callable[[Image, Detection], Embedding],
+    template: Callable[[Image, Detection], Embedding],
     *,
     keep: bool,
 ) -> Look:
-    """A look at the faces of a picture (BGR); `keep` puts a picture of the face beside the template."""
+    """A look at the faces of a picture (BGR), by Embedder.template; `keep` puts a picture of the face beside it."""
     try:
         face, quality = only_good_face(image, faces)
     except InputError as error:
         return Look(source, str(error))
     picture = portrait(image, face) if keep else None
-    return Look(source, None, Template(embed(image, face), quality.weight, picture=picture))
+    return Look(source, None, Template(template(image, face), quality.weight, picture=picture))
 
 
 def only_good_face(image: Image, faces: Sequence[Detection]) -> tuple[Detection, Quality]:

@@ -118,7 +118,7 @@ def _identifier(
 
 def _control(settings: Settings, vision: Vision) -> Control:
     model = model_id(vision.embedder.model.card) if vision.embedder else None
-    return Control(settings.state_dir, model, vision.embedder)
+    return Control(settings.state_dir, model, vision.embedder and vision.embedder.template)
 
 
 def _emotion_watcher(vision: Vision, stopwatch: Stopwatch) -> EmotionWatcher | None:

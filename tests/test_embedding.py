@@ -191,6 +191,18 @@ def test_embeddings_have_length_one(tmp_path, name):
         assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-6)
 
 
+def test_a_template_is_the_same_of_a_face_and_of_its_mirror_image(tmp_path):
+    embedder = tiny_embedder(tmp_path)
+    for picture in pictures():
+        mirrored = picture[:, ::-1].copy()
+        template = embedder.template_of(picture)
+        assert np.linalg.norm(template) == pytest.approx(1, abs=1e-6)
+        np.testing.assert_allclose(template, embedder.template_of(mirrored), atol=1e-6)
+        one, other = embedder.embed(picture), embedder.embed(mirrored)
+        assert template @ one == pytest.approx(template @ other, abs=1e-6)
+        assert template @ one > one @ other
+
+
 def test_the_face_is_aligned_before_it_is_embedded(tmp_path):
     """A face three times as large as the template, turned by a right angle and off the middle of its frame."""
     embedder = tiny_embedder(tmp_path, "float32")
@@ -199,7 +211,9 @@ def test_the_face_is_aligned_before_it_is_embedded(tmp_path):
     frame = np.zeros((480, 640, 3), np.uint8)
     frame[100:436, 200:536] = np.rot90(face, -1)[..., None]
     there = similarity(math.pi / 2, 3, 536, 100)
-    np.testing.assert_allclose(embedder(frame, face_at(moved(TEMPLATE, there))), embedder.embed(blocks), atol=0.03)
+    turned = face_at(moved(TEMPLATE, there))
+    np.testing.assert_allclose(embedder(frame, turned), embedder.embed(blocks), atol=0.03)
+    np.testing.assert_allclose(embedder.template(frame, turned), embedder.template_of(blocks), atol=0.03)
 
 
 def test_a_model_with_several_outputs_is_no_embedder(tmp_path):
@@ -274,14 +288,16 @@ def test_who_is_enrolled_is_shown_by_other_pictures(tool):
     gallery = tool("evaluate_gallery")
     rng = np.random.default_rng(2)
     people = {f"p{n}": rng.normal(size=(n, 4)).astype(np.float32) for n in range(1, 9)}
-    enrolled, shown, strangers = gallery.draw(people, 3, 1)
+    templates = {name: -faces for name, faces in people.items()}
+    enrolled, shown, strangers = gallery.draw(people, templates, 3, 1)
     assert set(enrolled) == set(shown)
     assert set(enrolled) <= {"p5", "p6", "p7", "p8"}
     assert set(strangers) == set(people) - set(enrolled)
     for name, faces in enrolled.items():
         assert (len(faces), len(shown[name])) == (1, len(people[name]) - 3)
-        assert not (faces[:, None] == shown[name]).all(-1).any()
-    again = gallery.draw(people, 3, 3)[0]
+        assert (-faces[:, None] == people[name]).all(-1).any()
+        assert not (-faces[:, None] == shown[name]).all(-1).any()
+    again = gallery.draw(people, templates, 3, 3)[0]
     assert all((again[name][0] == enrolled[name][0]).all() for name in enrolled), "the same draw for three pictures"
 
 

@@ -24,6 +24,7 @@ pytest.importorskip("tf_keras", reason="Keras 2 comes with the train extra: pip 
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the research data isn't beside this checkout")
 
 from edgefer.errors import InputError  # noqa: E402
+from edgefer.identify import IdentityRule  # noqa: E402
 from edgefer.messages import Box, Detection  # noqa: E402
 from edgefer.vision.card import ModelCard, ModelInput, read_card  # noqa: E402
 from edgefer.vision.emotion import EmotionReader  # noqa: E402
@@ -554,7 +555,7 @@ def test_a_network_goes_on_from_the_mean_of_others_and_learns_what_teachers_answ
     names = ("happy", "sad", "surprise")
     both = Teachers(teachers, names)
     images, targets = load_faces(models / "faces", names).images[:2], np.eye(3, dtype=np.float32)[:2]
-    images, targets = with_unlabelled(images, targets, [tmp_path / "more.npz"], both)
+    images, targets = with_unlabelled(images, targets, [tmp_path / "more.npz"], both, tmp_path)
     assert images[2:, 10, 24].tolist() == [20, 200], "dark and bright, gray, as they were packed"
     one, other = (EmotionReader(Model(teacher, "emotion")) for teacher in teachers)
 
@@ -581,7 +582,7 @@ def test_a_network_goes_on_from_the_mean_of_others_and_learns_what_teachers_answ
     with pytest.raises(InputError, match="it tells happy, sad, surprise, and what is learnt is happy, sad"):
         Teachers(teachers, ("happy", "sad"))
     with pytest.raises(InputError, match="--teacher"):
-        with_unlabelled(images, targets, [tmp_path / "more.npz"], None)
+        with_unlabelled(images, targets, [tmp_path / "more.npz"], None, tmp_path)
     with pytest.raises(InputError, match=r"a \.tflite stands alone"):
         train_emotion.mean_weights(first, [tmp_path / "first.keras", teachers[0]], learnt, names)
     with pytest.raises(InputError, match=r"float\.tflite tells happy, sad, surprise, and what is learnt is sad, happy"):
@@ -769,3 +770,18 @@ def test_a_deeper_network_begins_with_the_answers_of_the_shallower_one(monkeypat
     np.testing.assert_allclose(deep.predict(faces, verbose=0), shallow.predict(faces, verbose=0), atol=1e-5)
     with pytest.raises(InputError, match="another network than the one to train"):
         go_on_from(tmp_path / "shallow.keras", emotion_networks.edgefer(8), faces)
+
+
+def test_the_threshold_is_fitted_on_what_a_track_is_decided_on():
+    from evaluate_gallery import gallery_of, track_names
+    from fit_threshold import decided_on
+
+    looks = np.random.default_rng(3).normal(size=(6, 4)).astype(np.float32)
+    looks /= np.linalg.norm(looks, axis=1, keepdims=True)
+    asked = []
+    with gallery_of({"Ada": looks[:1]}) as opened:
+        known = opened.match
+        opened.match = lambda face: asked.append(face) or known(face)
+        track_names(opened, IdentityRule(0.8, 0.05), looks)
+    np.testing.assert_allclose(decided_on(looks), asked, atol=1e-6)
+    assert len(asked) == 4

@@ -25,7 +25,7 @@ FRAME = Crop("points", 0.92, (0.003, 0.084))
 """FER2013's frame around an aligned face: what brings the template to YuNet's landmarks on 1,086 of its images."""
 BORDER = 8
 """Pixels around the aligned face, of 112, in which its edge is repeated."""
-MOST = 2500
+MOST = 6000
 """How many unlabelled faces are taken of those that the teachers take for one class: most that people photograph
 smile, or do nothing."""
 
@@ -58,29 +58,38 @@ class Teachers:
         An answer is the mean of those for the views of an image, which is better than each. They are computed once, and
         kept in `folder`.
         """
+        told = self.asked(images, seen, folder / "taught")
+        return np.asarray(targets / 2 + (1 - targets.sum(1, keepdims=True) / 2) * told, np.float32)
+
+    def asked(self, images: Image, seen: Views, kept: Path) -> Floats:
+        """Their mean answers for the views of each image, n x classes; computed once, and kept beside `kept`."""
         models = "".join(reader.model.card.to_json() for reader in self._readers)
         digest = zlib.crc32(models.encode(), zlib.crc32(images.tobytes()))
-        kept = folder / f"taught-{digest:08x}.npy"
+        kept = kept.with_name(f"{kept.name}-{digest:08x}.npy")
         if kept.is_file():
-            told = np.load(kept)
-        else:
-            every = (seen(image, np.random.default_rng((digest, number))) for number, image in enumerate(images))
-            means = (np.mean([self(view) for view in views], 0) for views in every)
-            told = np.stack(list(tqdm(means, desc="teachers", total=len(images), unit="face", mininterval=10)))
-            aside = folder / "writing.npy"
-            np.save(aside, told)
-            aside.replace(kept)
-        return np.asarray(targets / 2 + (1 - targets.sum(1, keepdims=True) / 2) * told, np.float32)
+            told: Floats = np.load(kept)
+            return told
+        every = (seen(image, np.random.default_rng((digest, number))) for number, image in enumerate(images))
+        means = (np.mean([self(view) for view in views], 0) for views in every)
+        told = np.stack(list(tqdm(means, desc="teachers", total=len(images), unit="face", mininterval=10)))
+        aside = kept.with_name("writing.npy")
+        np.save(aside, told)
+        aside.replace(kept)
+        return told
 
 
 def with_unlabelled(
-    images: Image, targets: Floats, packs: Sequence[Path], teachers: Teachers | None
+    images: Image, targets: Floats, packs: Sequence[Path], teachers: Teachers | None, folder: Path
 ) -> tuple[Image, Floats]:
-    """The images, and after them the packs' faces, whose targets are 0: MOST that the teachers take for one emotion."""
+    """The images, and after them the packs' faces, whose targets are 0: MOST that the teachers take for one emotion.
+
+    What they answer is kept in `folder`.
+    """
     if not teachers:
         raise InputError("--faces have no labels: name the models that answer for them with --teacher")
     faces = np.concatenate([as_framed(open_pack(path)) for path in packs])
-    faces = faces[at_most(MOST, np.stack([teachers(face) for face in faces]).argmax(1))]
+    told = teachers.asked(faces, lambda face, _: [face], folder / "unlabelled")
+    faces = faces[at_most(MOST, told.argmax(1))]
     return np.concatenate([images, faces]), np.pad(targets, ((0, len(faces)), (0, 0)))
 
 

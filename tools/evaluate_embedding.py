@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,10 +14,10 @@ from fit_crop import SIZES, best, place
 from measured import precision_of
 from numpy.typing import NDArray
 
-from edgefer.messages import Box, Landmarks
+from edgefer.messages import Box, Image, Landmarks
 from edgefer.vision.card import Metric
 from edgefer.vision.detector import Detector
-from edgefer.vision.embedder import Embedder
+from edgefer.vision.embedder import Embedder, Embedding
 from edgefer.vision.model import Model, find_model
 from edgefer.vision.preprocess import TEMPLATE, TEMPLATE_SIZE, align
 
@@ -33,7 +33,7 @@ def evaluate_embedding(model: Model, data: Path) -> list[Metric]:
     """
     pack = open_pack(data / "lfw_pairs_112.npz")
     precision = precision_of(model.card)
-    figures = pair_figures(embed_all(Embedder(model), pack), pack)
+    figures = pair_figures(embed_all(Embedder(model).embed, pack), pack)
     return [Metric("LFW", "6,000 pairs", name, round(value, 4), precision) for name, value in figures.items()]
 
 
@@ -100,9 +100,11 @@ def misalignment(true: Landmarks, found: Landmarks) -> tuple[float, float, float
     return turn, math.hypot(change[0, 0], change[1, 0]), float(moved[0]), float(moved[1])
 
 
-def embed_all(embedder: Embedder, pack: Pack, rows: Sequence[int] | NDArray[np.intp] | None = None) -> Floats:
+def embed_all(
+    embed: Callable[[Image], Embedding], pack: Pack, rows: Sequence[int] | NDArray[np.intp] | None = None
+) -> Floats:
     """The embeddings of a pack's aligned faces, all of them or some, n x size."""
-    return np.stack([embedder.embed(pack.picture(int(i))) for i in (range(len(pack)) if rows is None else rows)])
+    return np.stack([embed(pack.picture(int(i))) for i in (range(len(pack)) if rows is None else rows)])
 
 
 def fold_accuracy(cosines: Floats, same: NDArray[np.bool_], folds: NDArray[Any]) -> float:

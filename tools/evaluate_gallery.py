@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -19,11 +19,11 @@ from evaluate_embedding import Floats, embed_all
 from edgefer.gallery import Gallery, Newcomer, Template
 from edgefer.identify import EVERY_S, MIN_READINGS, Identifier, IdentityRule, identity_rule
 from edgefer.looks import look
-from edgefer.messages import Box, Detection, Face, Frame, Quality, Track
+from edgefer.messages import Box, Detection, Face, Frame, Image, Quality, Track
 from edgefer.settings import Settings
 from edgefer.tracker import Tracker
 from edgefer.vision import Vision, load_vision
-from edgefer.vision.embedder import Embedder
+from edgefer.vision.embedder import Embedder, Embedding
 from edgefer.vision.model import Model
 from edgefer.vision.quality import QualityRater
 
@@ -72,7 +72,8 @@ class Share:
 def evaluate_gallery(model: Model, data: Path) -> str:
     """The tables for docs/models.md."""
     embedder, rule = Embedder(model), identity_rule(Settings(), model.card)
-    people = lfw_people(embedder, data / "lfw_pairs_112.npz")
+    lfw = data / "lfw_pairs_112.npz"
+    looks, templates = (lfw_people(embed, lfw) for embed in (embedder.embed, embedder.template_of))
     lines = [
         f"{model.card.name} {model.card.sha256[:12]}, threshold {rule.threshold:g}, margin {rule.margin:g}; seed 1",
         "",
@@ -81,37 +82,40 @@ def evaluate_gallery(model: Model, data: Path) -> str:
     ]
     for size in SIZES:
         for shots in SHOTS:
-            enrolled, shown, strangers = draw(people, size, shots)
+            enrolled, shown, strangers = draw(looks, templates, size, shots)
             with gallery_of(enrolled) as gallery:
                 cells = [*one_picture(gallery, rule, shown, strangers), *several(gallery, rule, shown, strangers)]
             lines.append(f"| {size} people | {shots} each | " + " | ".join(map(str, cells)) + " |")
     lines += ["", "| Clip, 50 of LFW enrolled | tracks named | after enrolling who is there | named wrongly |"]
     lines += ["| --- | --- | --- | --- |"]
-    enrolled, _, _ = draw(people, 50, 3)
+    enrolled, _, _ = draw(looks, templates, 50, 3)
     lines += [clip_line(path, enrolled, model, rule) for path in sorted((data / "clips").glob("*.mp4"))]
     return "\n".join(lines)
 
 
-def lfw_people(embedder: Embedder, path: Path) -> People:
+def lfw_people(embed: Callable[[Image], Embedding], path: Path) -> People:
     """Everybody's embeddings."""
     pack = open_pack(path)
     rows = defaultdict(list)
     for row, name in enumerate(pack.fields["names"]):
         rows[str(name).split("/")[0]].append(row)
-    vectors = embed_all(embedder, pack)
+    vectors = embed_all(embed, pack)
     return {name: vectors[of] for name, of in rows.items()}
 
 
-def draw(people: People, size: int, shots: int) -> tuple[People, People, People]:
-    """People to enrol by some of their images, their other images, and everybody else: the same each time."""
+def draw(looks: People, templates: People, size: int, shots: int) -> tuple[People, People, People]:
+    """People to enrol by templates of some of their images, looks at others of theirs, and at everybody else.
+
+    The same each time.
+    """
     rng = np.random.default_rng(1)
-    chosen = set(rng.permutation([name for name, faces in people.items() if len(faces) >= AT_LEAST])[:size].tolist())
+    chosen = set(rng.permutation([name for name, faces in looks.items() if len(faces) >= AT_LEAST])[:size].tolist())
     enrolled, shown = {}, {}
     for name in sorted(chosen):
-        order = rng.permutation(len(people[name]))
+        order = rng.permutation(len(looks[name]))
         # What isn't enrolled of three is left out when only one is: both are asked about the same pictures.
-        enrolled[name], shown[name] = people[name][order[:shots]], people[name][order[max(SHOTS) :]]
-    return enrolled, shown, {name: faces for name, faces in people.items() if name not in chosen}
+        enrolled[name], shown[name] = templates[name][order[:shots]], looks[name][order[max(SHOTS) :]]
+    return enrolled, shown, {name: faces for name, faces in looks.items() if name not in chosen}
 
 
 @contextmanager
@@ -177,7 +181,8 @@ def clip_line(path: Path, enrolled: People, model: Model, rule: IdentityRule) ->
     with gallery_of(enrolled) as gallery:
         names = names_in(frames, vision, embedder, gallery, rule)
         strangers = Share(sum(bool(set(told) - {None}) for told in names.values()), len(names))
-    looks = [look("", frame.image, vision.detector(frame.image), embedder, keep=False) for frame in frames[:250]]
+    first = [frame.image for frame in frames[:250]]
+    looks = [look("", image, vision.detector(image), embedder.template, keep=False) for image in first]
     good = [(n, seen.template) for n, seen in enumerate(looks) if seen.template is not None][:ENROLLED_LOOKS]
     if path.stem not in ALONE:
         return f"| {path.stem} | {strangers} | several people | |"

@@ -130,7 +130,8 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
     images, targets = faces.images[rows], targets[rows]
     teachers = Teachers([Path(path) for path in arguments.teacher], faces.names) if arguments.teacher else None
     if arguments.faces:
-        images, targets = with_unlabelled(images, targets, [Path(path) for path in arguments.faces], teachers)
+        packs = [Path(path) for path in arguments.faces]
+        images, targets = with_unlabelled(images, targets, packs, teachers, arguments.out)
     if teachers:
         targets = teachers.half_of(targets, images, views, arguments.out)
     batches = Batches(maker(images, targets), len(images), arguments.batch, arguments.seed, arguments.workers)

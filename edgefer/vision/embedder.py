@@ -26,11 +26,27 @@ class Embedder:
 
     def __call__(self, image: Image, face: Detection) -> Embedding:
         """The embedding of one face of a picture (BGR)."""
-        card = self.model.card
-        assert card.crop is not None  # read_card saw to it
-        return self.embed(crop_face(image, face, card.crop, card.input.width, card.input.height))
+        return self.embed(self._aligned(image, face))
+
+    def template(self, image: Image, face: Detection) -> Embedding:
+        """What somebody is enrolled by from one face of a picture (BGR)."""
+        return self.template_of(self._aligned(image, face))
 
     def embed(self, aligned: Image) -> Embedding:
         """The embedding of a face that is aligned and of the model's size already."""
         (vector,) = self.model(aligned)
-        return vector / max(float(np.linalg.norm(vector)), 1e-9)
+        return unit(vector)
+
+    def template_of(self, aligned: Image) -> Embedding:
+        """The mean of an aligned face's embedding and its mirror's: other pictures of a person are nearer to it."""
+        return unit(self.embed(aligned) + self.embed(np.ascontiguousarray(aligned[:, ::-1])))
+
+    def _aligned(self, image: Image, face: Detection) -> Image:
+        card = self.model.card
+        assert card.crop is not None  # read_card saw to it
+        return crop_face(image, face, card.crop, card.input.width, card.input.height)
+
+
+def unit(vector: NDArray[np.float32]) -> Embedding:
+    """A vector of the same direction, of length 1."""
+    return vector / max(float(np.linalg.norm(vector)), 1e-9)
