@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import io
 import logging
 import os
 import sys
@@ -31,6 +32,8 @@ Everything is set by EDGEFER_ variables: `edgefer settings` lists them.
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; gives its exit code (edgefer/errors.py lists them)."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that can't show somebody's name shows the rest
     try:
         options = _parser().parse_args(arguments)
         logs.set_up()
@@ -211,7 +214,12 @@ def _add_people(parser: argparse.ArgumentParser) -> None:
         return added
 
     listing = add("list", "list_people", "Everybody who is enrolled.")
-    add("remove", "remove", "Forget a person: faces, pictures, and what still goes round with the name.", name="whom")
+    add(
+        "remove",
+        "remove",
+        "Forget a person: faces, pictures, and what still goes round with the name.",
+        name="whom (-- NAME where it begins with a dash)",
+    )
     add("rename", "rename", "Give a person another name.", name="the name so far", to="the new one")
     add("merge", "merge", "Make one person of two.", name="who is INTO too", into="whose name is kept")
     add("export", "export", "Write everybody's faces as JSON, unsealed: personal data.").add_argument(

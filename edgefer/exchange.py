@@ -68,7 +68,11 @@ def read_people(text: str, card: ModelCard, size: int, made_by: str | None) -> l
         raise InputError(f"{SCHEMA} without its people")
     if not data:
         raise InputError("there is nobody in it")
-    return [_newcomer(check_name(name), value, size) for name, value in data.items()]
+    try:
+        people = {check_name(name): value for name, value in data.items()}
+    except UsageError as error:  # it isn't what was typed
+        raise InputError(str(error)) from error
+    return [_newcomer(name, value, size) for name, value in people.items()]
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

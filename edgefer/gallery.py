@@ -21,7 +21,7 @@ from edgefer.errors import InputError, UsageError
 from edgefer.gallery_file import GalleryFile, UnreadableGalleryError, are_units
 from edgefer.settings import Settings
 from edgefer.vision.card import ModelCard
-from edgefer.vision.embedder import Embedding
+from edgefer.vision.embedder import Embedding, units
 
 log = logging.getLogger(__name__)
 
@@ -255,10 +255,10 @@ class Gallery:
             removed = database.execute(
                 "SELECT count(*) FROM template JOIN person ON person.id = person WHERE name = ?", (name,)
             ).fetchone()[0]
-            database.execute("DELETE FROM person WHERE name = ?", (name,))
-            self._forget_strangers(database)
+            if database.execute("DELETE FROM person WHERE name = ?", (name,)).rowcount:
+                self._forget_strangers(database)
         self._load()
-        self._file.leave_no_trace(f"{name} is removed", f"remove {shlex.quote(name)}")
+        self._file.leave_no_trace(f"{name} is removed", _removal(name))
         return int(removed)
 
     def rename(self, name: str, to: str) -> None:
@@ -271,7 +271,7 @@ class Gallery:
                 raise UsageError(f"{to} is enrolled too: {way_out}")
             database.execute("UPDATE person SET name = ? WHERE name = ?", (to, name))
         self._load()
-        self._file.leave_no_trace(f"{name} is {to} now", f"remove {shlex.quote(name)}")
+        self._file.leave_no_trace(f"{name} is {to} now", _removal(name))
 
     def merge(self, name: str, into: str) -> None:
         """Make one person of two, who has the second one's name; UsageError when either isn't enrolled.
@@ -292,7 +292,7 @@ class Gallery:
             )
             database.execute("DELETE FROM person WHERE name = ?", (name,))
         self._load()
-        self._file.leave_no_trace(f"{name} is {into} now", f"remove {shlex.quote(name)}")
+        self._file.leave_no_trace(f"{name} is {into} now", _removal(name))
 
     def outdated_pictures(self) -> list[tuple[int, str, bytes]]:
         """Templates of other models whose picture was kept: number, person, JPEG."""
@@ -352,8 +352,7 @@ class Gallery:
         self._numbers = [number for *_, number in rows]
         # What all looks at a person share tells more than any of them (models/MODELS.md has the figures).
         means = np.add.reduceat(templates, self._starts) if rows else templates
-        means = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-9)
-        self._compared = np.concatenate([templates, means])
+        self._compared = np.concatenate([templates, units(means)])
         self._templates = self._compared[: len(rows)]
 
     def _rows(self) -> dict[str, set[tuple[int, bytes]]]:
@@ -448,6 +447,11 @@ def check_name(name: str) -> str:
         called = " ".join([f"U+{ord(refused):04X}", unicodedata.name(refused, "")]).strip()
         raise UsageError(f"a name has 1 to {MAX_NAME} printable characters, and {name!r} holds {called}")
     return name
+
+
+def _removal(name: str) -> str:
+    """What is typed to remove somebody."""
+    return f"remove {'-- ' * name.startswith('-')}{shlex.quote(name)}"
 
 
 def tidy_name(name: str) -> str:

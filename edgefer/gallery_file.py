@@ -54,8 +54,9 @@ class DamagedGalleryError(UnreadableGalleryError):
     """The file isn't a database any more, or a template in it can't be one."""
 
     def __init__(self, path: Path, found: str) -> None:
+        self.told = f"{path}: the file is damaged ({found})"
         super().__init__(
-            f"{path}: the file is damaged ({found}). Stop edgefer, move the file away together with its -wal and -shm, "
+            f"{self.told}. Stop edgefer, move the file away together with its -wal and -shm, "
             "and put a copy in its place; or just enrol again: `edgefer enroll` and `edgefer people import` keep it "
             "aside and begin a new one"
         )
@@ -87,7 +88,7 @@ class GalleryFile:
                 try:
                     self._open(key, is_there=True, create=True)
                 except DamagedGalleryError as error:
-                    log.warning("%s; it is kept as %s, and a new one is begun", error, _set_aside(path).name)
+                    log.warning("%s: it is kept as %s; enrol again who was in it", error.told, _set_aside(path).name)
                     _make_private(path)
                     self._open(key, is_there=True, create=True)
 
@@ -302,7 +303,7 @@ def _identity(path: Path) -> Identity:
 def _explained(path: Path, error: sqlite3.DatabaseError) -> InputError:
     # Python 3.10 knows no error codes; SQLite's texts are fixed.
     text = str(error)
-    if "not a database" in text or "malformed" in text:
+    if "not a database" in text or "malformed" in text or "unsupported file format" in text:
         return DamagedGalleryError(path, text)
     if "decode to UTF-8" in text:
         return DamagedGalleryError(path, "a name in it isn't text")

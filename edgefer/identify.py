@@ -15,7 +15,7 @@ from edgefer.messages import Detection, Face, Frame, Identity, Image
 from edgefer.schedule import Schedule
 from edgefer.settings import Settings
 from edgefer.vision.card import ModelCard
-from edgefer.vision.embedder import Embedding, unit
+from edgefer.vision.embedder import Embedding, units
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ class _Decision:
         """Take in what the gallery says of the mean of all readings."""
         if self._readings < MIN_READINGS:
             return
-        match = gallery.match(unit(self._sum))
+        match = gallery.match(units(self._sum))
         named = self.identity.status == "known" and match is not None and match.name == self.identity.name
         self.identity = (self._rule.relaxed() if named else self._rule).decide(match)
         # Whoever is over the threshold, and unknown for want of a margin, is one of two who look alike.

@@ -52,13 +52,14 @@ def remove(settings: Settings, options: argparse.Namespace) -> int:
     problems, removed, waiting = [], 0, 0  # told once the rest is done
     try:
         with _gallery(settings) as gallery:
-            removed = sum(person.templates + person.other_models for person in gallery.people() if person.name == name)
-            gallery.remove(name)
-    except TracesLeftError as error:
-        problems.append(str(error))
+            enrolled = sum(person.templates + person.other_models for person in gallery.people() if person.name == name)
+            try:
+                gallery.remove(name)
+            except TracesLeftError as error:
+                problems.append(str(error))
+            removed = enrolled
     except InputError as error:
         problems.append(str(error))
-        removed = 0
     problems += [
         f"{path}: a damaged gallery that was kept aside may hold {name}'s faces: delete it (with its -wal) once you "
         "don't need it"
@@ -68,14 +69,14 @@ def remove(settings: Settings, options: argparse.Namespace) -> int:
         waiting = forget(settings, name)  # also of a name that somebody had before
     except InputError as error:
         problems.append(str(error))
-    is_gone = not removed and not waiting and not problems
-    is_cleared = _clear_presence(settings, name, only_if_named=is_gone)
-    if is_gone and not is_cleared:
-        raise UsageError(f"nobody named {name!r} is enrolled; `edgefer people list` shows who is")
-    if is_gone:
-        print(f"{name}: the presence that the broker retained is cleared")
-    else:
+    was_there = bool(removed or waiting)
+    is_cleared = _clear_presence(settings, name, only_if_named=not was_there)
+    if was_there:
         print(f"{name}: {removed} face(s)" + (f" and {waiting} waiting event(s)" if waiting else "") + " removed")
+    elif is_cleared:
+        print(f"{name}: the presence that the broker retained is cleared")
+    elif not problems:
+        raise UsageError(f"nobody named {name!r} is enrolled; `edgefer people list` shows who is")
     if problems:
         raise InputError("\n".join(problems))
     return 0
@@ -164,7 +165,7 @@ def _verdict(found: Separation) -> list[str]:
         + (f"{closest.similarity:.3f}  {closest.first} and {closest.second}" if closest else "there are no two"),
         "widest spread           "
         + (
-            f"{widest.similarity:.3f}  a face of {widest.name}, to the nearest other"
+            f"{widest.similarity:.3f}  a face of {widest.name}, to the others"
             if widest
             else "one face each"
             if found.faces
@@ -181,9 +182,17 @@ def _verdict(found: Separation) -> list[str]:
     if separating is None:
         advice = "no threshold separates them: enrol more and better pictures, or merge who is one person"
     elif found.others < found.threshold <= widest.similarity:
-        advice = f"the threshold in use separates them; {separating:.3f} lies in the middle"
-    else:
+        # A lower one would let strangers pass whom nobody has seen yet.
+        advice = f"the threshold in use separates them; halfway lies {separating:.3f}" + (
+            ", too low to keep strangers out" if separating < found.threshold else ""
+        )
+    elif separating > found.threshold:
         advice = f"EDGEFER_IDENTITY__THRESHOLD={separating:.3f} separates them"
+    else:
+        advice = (
+            f"{separating:.3f} separates them, but is too low to keep strangers out: enrol more and better pictures of "
+            f"{widest.name}, and leave the threshold as it is"
+        )
     return [*lines, advice]
 
 

@@ -66,6 +66,7 @@ class TestDamage:
     @pytest.fixture(
         params=[
             "not a database",
+            "of a format that is yet to come",
             "torn",
             "overwritten in the middle",
             "a flipped bit in a face",
@@ -89,6 +90,7 @@ class TestDamage:
 
         broken = {
             "not a database": b"not a database at all" * 100,
+            "of a format that is yet to come": whole[:47] + b"\x7f" + whole[48:],
             "torn": whole[: len(whole) // 2],
             "overwritten in the middle": whole[:20000] + b"\xa5" * 40000 + whole[60000:],
             "a flipped bit in a face": whole.replace(face, flipped),
@@ -114,7 +116,8 @@ class TestDamage:
         assert len(names(folder)) == 2
         (aside,) = folder.glob("gallery.damaged-*.sqlite3")
         assert aside.read_bytes() == broken
-        assert aside.name in caplog.text
+        assert f"it is kept as {aside.name}; enrol again" in caplog.text
+        assert "move the file away" not in caplog.text
 
     def test_one_kept_aside_never_replaces_another(self, tmp_path):
         for content in (b"first" * 100, b"second" * 100, b"third" * 100):

@@ -5,11 +5,13 @@ import os
 import pty
 import shutil
 import stat
+import subprocess
+import sys
 import threading
 import time
 from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, combinations, permutations
 from pathlib import Path
 
 import cv2
@@ -70,6 +72,15 @@ def gallery(**options) -> closing:
 def faces(count: int, seed: int = 1) -> np.ndarray:
     vectors = np.random.default_rng(seed).standard_normal((count, 128)).astype(np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def nearest(faces: np.ndarray, person: np.ndarray, folder: Path) -> float:
+    """How near one of these faces comes to somebody who is enrolled by others, as a gallery says."""
+    with closing(Gallery(folder, "another", create=True)) as alone:
+        alone.add("Somebody", [Template(face, 1.0) for face in person])
+        found = max(alone.match(face).similarity for face in faces)
+        alone.remove("Somebody")
+    return found
 
 
 def enrolled() -> dict[str, int]:
@@ -404,7 +415,7 @@ class TestPeople:
             (json.dumps({"Eve": ["1"] * 128}), 66, "list of numbers"),
             (json.dumps({"Eve": [[1] * 128, [1] * 127]}), 66, "127 values"),
             ('{"Eve": []}', 66, "Eve: a list of numbers"),
-            (json.dumps({"x" * 300: [1] * 128}), 64, "printable"),
+            (json.dumps({"x" * 300: [1] * 128}), 66, "bad.json: a name has 1 to 64 printable characters, not 300"),
             ('{"schema": "edgefer.people/9", "people": {}}', 66, "newer edgefer"),
             (
                 '{"schema": "edgefer.people/1", "model": "facenet 123", "people": {}}',
@@ -468,21 +479,19 @@ class TestPeople:
         code, _, errors = edgefer("people", "import", "own.json", "--model-id", "identity-112")
         assert (code, "made by the model identity-112" in errors) == (66, True)
 
-    def test_check_says_what_separates_them(self, edgefer):
+    def test_check_says_what_separates_them(self, edgefer, tmp_path):
         with gallery() as opened:
             opened.note_strangers([0.1, 0.25])
             groups = opened.embeddings()
         found = json.loads(edgefer("people", "check", "--json")[1])
         cosines = {
-            (one, other): float((groups[one] @ groups[other].T).max())
-            for one in groups
-            for other in groups
-            if one < other
+            (one, other): max(nearest(*pair, tmp_path) for pair in permutations([groups[one], groups[other]]))
+            for one, other in combinations(sorted(groups), 2)
         }
-        nearest = max(cosines, key=cosines.get)
+        closest = max(cosines, key=cosines.get)
         assert (found["people"], found["faces"], found["strangers"]) == (3, 6, 2)
-        assert (found["closest"]["first"], found["closest"]["second"]) == nearest
-        assert found["closest"]["similarity"] == pytest.approx(cosines[nearest], abs=1e-6)
+        assert (found["closest"]["first"], found["closest"]["second"]) == closest
+        assert found["closest"]["similarity"] == pytest.approx(cosines[closest], abs=1e-6)
         # Grace's two faces have nothing in common.
         assert found["widest"]["name"] == "Grace"
         assert found["widest"]["similarity"] == pytest.approx(float(groups["Grace"][0] @ groups["Grace"][1]), abs=1e-6)
@@ -496,6 +505,50 @@ class TestPeople:
         between = (cosines["Ada", "poster"] + found["widest"]["similarity"]) / 2
         assert found["separating"] == pytest.approx(between, abs=1e-6)
         assert found["widest"]["name"] == "Ada"
+        ada = groups["Ada"]
+        alone = min(nearest(ada[[n]], np.delete(ada, n, 0), tmp_path) for n in range(3))
+        assert found["widest"]["similarity"] == pytest.approx(alone, abs=1e-6)
+
+    def test_check_never_tells_to_let_strangers_pass(self, edgefer, monkeypatch):
+        """Two who have little in common are told apart by far less than keeps strangers out."""
+        assert edgefer("people", "remove", "Grace")[0] == 0
+        found = json.loads(edgefer("people", "check", "--json")[1])
+        between, others = found["separating"], found["closest"]["similarity"]
+        widest = found["widest"]["similarity"]
+        assert others < between < widest
+
+        def advice(threshold: float) -> str:
+            monkeypatch.setenv("EDGEFER_IDENTITY__THRESHOLD", str(threshold))
+            return edgefer("people", "check")[1].splitlines()[-1]
+
+        assert advice(between - 0.01) == f"the threshold in use separates them; halfway lies {between:.3f}"
+        assert advice(between + 0.01).endswith(f"halfway lies {between:.3f}, too low to keep strangers out")
+        assert advice(others - 0.01) == f"EDGEFER_IDENTITY__THRESHOLD={between:.3f} separates them"
+        told = advice(widest + 0.01)
+        assert "EDGEFER_IDENTITY__THRESHOLD" not in told
+        assert "pictures of Ada, and leave the threshold as it is" in told
+
+    def test_a_name_that_nobody_has_changes_nothing(self, edgefer):
+        with gallery() as opened:
+            opened.note_strangers([0.31, 0.42])
+        assert edgefer("people", "remove", "Typo")[0] == 64
+        assert json.loads(edgefer("people", "check", "--json")[1])["strangers"] == 2
+        assert edgefer("people", "remove", "Ada")[0] == 0
+        assert json.loads(edgefer("people", "check", "--json")[1])["strangers"] == 0
+
+    def test_nothing_is_said_to_be_removed_from_a_file_that_cant_be_read(self, edgefer, state):
+        (state / "gallery.sqlite3").write_bytes(b"damaged" * 1000)
+        code, told, errors = edgefer("people", "remove", "Ada")
+        assert (code, told) == (66, "")
+        assert "the file is damaged" in errors
+
+    def test_a_terminal_without_a_names_letters_shows_the_others(self):
+        with gallery() as opened:
+            opened.rename("Ada", "Žofie")
+        command = [sys.executable, "-m", "edgefer", "people", "list"]
+        environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+        listed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        assert "\\u017dofie" in listed
 
     def test_check_of_nobody(self, edgefer, tmp_path, monkeypatch):
         monkeypatch.setenv("EDGEFER_STATE_DIR", str(tmp_path / "empty"))
@@ -515,6 +568,9 @@ class TestPeople:
             found = separation(opened, 0.5)
         cosines = vectors @ vectors.T
         apart = np.arange(700) // 2
+        means = vectors.reshape(350, 2, 128).sum(1)
+        means /= np.linalg.norm(means, axis=1, keepdims=True)
+        cosines = np.maximum(cosines, (vectors @ means.T).repeat(2, axis=1))
         strangers = np.where(apart[:, None] == apart, -1, cosines)
         one, other = sorted(apart[list(divmod(int(strangers.argmax()), 700))])
         assert (found.closest.first, found.closest.second) == (f"Person {one:03}", f"Person {other:03}")

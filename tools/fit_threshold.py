@@ -32,7 +32,7 @@ from train_embedding import held_out
 from edgefer.gallery import Match
 from edgefer.identify import MEMORY, MIN_READINGS
 from edgefer.vision.card import Metric, read_card
-from edgefer.vision.embedder import Embedder, unit
+from edgefer.vision.embedder import Embedder, units
 from edgefer.vision.model import Model
 
 STRANGERS_NAMED, PEOPLE, SHOTS, LOOKS = 5e-4, 50, 3, 5
@@ -96,7 +96,7 @@ def decided_on(looks: Floats) -> list[Floats]:
     """What a track is decided on, first and after each further look: the mean of its looks, as edgefer weighs them."""
     decay = np.float32(MEMORY)
     sums = list(accumulate(looks, lambda kept, look: kept * decay + look))
-    return [unit(of) for of in sums[MIN_READINGS - 1 :]]
+    return [units(of) for of in sums[MIN_READINGS - 1 :]]
 
 
 def beyond(strangers: Floats, rate: float) -> float:

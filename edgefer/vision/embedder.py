@@ -35,11 +35,11 @@ class Embedder:
     def embed(self, aligned: Image) -> Embedding:
         """The embedding of a face that is aligned and of the model's size already."""
         (vector,) = self.model(aligned)
-        return unit(vector)
+        return units(vector)
 
     def template_of(self, aligned: Image) -> Embedding:
         """The mean of an aligned face's embedding and its mirror's: other pictures of a person are nearer to it."""
-        return unit(self.embed(aligned) + self.embed(np.ascontiguousarray(aligned[:, ::-1])))
+        return units(self.embed(aligned) + self.embed(np.ascontiguousarray(aligned[:, ::-1])))
 
     def _aligned(self, image: Image, face: Detection) -> Image:
         card = self.model.card
@@ -47,6 +47,7 @@ class Embedder:
         return crop_face(image, face, card.crop, card.input.width, card.input.height)
 
 
-def unit(vector: NDArray[np.float32]) -> Embedding:
-    """A vector of the same direction, of length 1."""
-    return vector / max(float(np.linalg.norm(vector)), 1e-9)
+def units(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Vectors (... x size) of the same directions, of length 1."""
+    found: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.float32(1e-9))
+    return found
