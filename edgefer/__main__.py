@@ -99,7 +99,7 @@ def doctor(options: argparse.Namespace) -> int:
 
     if options.explain:
         for known in KINDS:
-            print(f"{known.part}/{known.code}: {known.meaning}\n    {known.fix}")
+            print(f"{known.part}/{known.code} ({known.status}): {known.meaning}\n    {known.fix}")
         return 0
     code = 0
     for check in examine(_settings(), offline=options.offline):

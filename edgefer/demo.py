@@ -114,7 +114,7 @@ def embedded_broker() -> Iterator[int]:
         from amqtt.broker import Broker  # noqa: PLC0415  # an extra, of use to the demo only
     except ImportError as error:
         raise InputError(
-            "no broker is configured, and the demo's own isn't installed: pip install 'edgefer[demo]', "
+            "no broker is configured, and the demo's own isn't installed: pip install '.[demo]' in edgefer's folder, "
             "or set EDGEFER_MQTT__HOST"
         ) from error
     # It tells of every client that comes and goes.

@@ -31,6 +31,8 @@ MIN_READINGS = 3
 """Readings before the first decision: one blurred or half-turned face must not name anybody."""
 MEMORY = 0.8
 """What a reading still counts when the next one comes: the last five make two thirds of a decision."""
+UNTOLD = 0.5
+"""The threshold of a model whose card has none."""
 HYSTERESIS = 0.05
 """A name, once given, stays until the cosine is this far under the threshold, so that it doesn't flicker."""
 
@@ -60,7 +62,14 @@ class IdentityRule:
 def identity_rule(settings: Settings, card: ModelCard) -> IdentityRule:
     """The rule of the model's card, with the setting's threshold where one is set."""
     chosen = settings.identity.threshold
-    threshold = card.thresholds.get("match", 0.5) if chosen is None else chosen
+    if chosen is None and "match" not in card.thresholds:
+        log.warning(
+            "the card of %s has no threshold: %s is taken, which may give strangers a name; "
+            "`edgefer people check` helps to choose EDGEFER_IDENTITY__THRESHOLD",
+            card.name,
+            UNTOLD,
+        )
+    threshold = card.thresholds.get("match", UNTOLD) if chosen is None else chosen
     return IdentityRule(threshold, card.thresholds.get("margin", 0.05))
 
 

@@ -65,6 +65,7 @@ def _cipher(secret: str, salt: bytes) -> AESGCM:
     try:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415  # an extra
     except ImportError as error:
-        raise InputError("EDGEFER_GALLERY__KEY needs the package cryptography: pip install 'edgefer[seal]'") from error
+        missing = "EDGEFER_GALLERY__KEY needs the package cryptography: pip install '.[seal]' in edgefer's folder"
+        raise InputError(missing) from error
     # 2**14 rounds of 8 blocks: 16 MiB and some 50 ms, once at start.
     return AESGCM(hashlib.scrypt(secret.encode(), salt=salt, n=2**14, r=8, p=1, dklen=32))

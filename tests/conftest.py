@@ -83,7 +83,7 @@ def mosquitto(run_mosquitto: Callable[..., Mosquitto]) -> Mosquitto:
 def run_amqtt(closing: contextlib.ExitStack, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Amqtt]:
     """Starts an amqtt, which speaks MQTT 3.1.1 only."""
     if importlib.util.find_spec("amqtt") is None:
-        pytest.skip("amqtt isn't installed: `pip install 'edgefer[demo]'`")
+        pytest.skip("amqtt isn't installed: `pip install '.[demo]'`")
     return lambda: _running(Amqtt(tmp_path_factory.mktemp("amqtt")), closing)
 
 

@@ -18,7 +18,7 @@ SCHEMA = json.loads((ROOT / "docs" / "analyze.schema.json").read_text())
 def picture_of(package: str, path: str) -> Path:
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        pytest.skip(f"the picture ships in {package}: pip install 'edgefer[demo]'")
+        pytest.skip(f"the picture ships in {package}: pip install '.[demo]'")
     return Path(spec.origin).parent / path
 
 

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from edgefer import emotions, identify, schedule
 from edgefer.emotions import EmotionWatcher
 from edgefer.gallery import Gallery, Template
-from edgefer.identify import Identifier, IdentityRule
+from edgefer.identify import Identifier, IdentityRule, identity_rule
 from edgefer.messages import Box, Detection, Face, Frame, Quality, Track
+from edgefer.settings import Settings
+from edgefer.vision.model import find_card
 
 START = datetime(2026, 11, 20, tzinfo=timezone.utc)
 GOOD = Quality(120, 0.9, 0.9)
@@ -280,3 +282,15 @@ class TestSchedule:
     def test_a_face_that_was_not_found_in_this_frame_is_not_read(self):
         plan = schedule.Schedule(every_s=0.1, budget=2)
         assert self.due(plan, 1.0, face("a", 0.9)) == []
+
+
+def test_a_card_without_a_threshold_is_told(monkeypatch, caplog):
+    card = find_card("identity-112")
+    assert identity_rule(Settings(), card) == IdentityRule(card.thresholds["match"], card.thresholds["margin"])
+    bare = replace(card, thresholds={})
+    monkeypatch.setenv("EDGEFER_IDENTITY__THRESHOLD", "0.7")
+    assert identity_rule(Settings(), bare).threshold == 0.7
+    assert not caplog.messages
+    monkeypatch.delenv("EDGEFER_IDENTITY__THRESHOLD")
+    assert identity_rule(Settings(), bare).threshold == 0.5
+    assert "the card of identity-112 has no threshold: 0.5 is taken" in caplog.text

@@ -25,7 +25,7 @@ SCHEMA = json.loads((ROOT / "docs" / "face.schema.json").read_text())
 RUN_S = 100
 """How long a demo may take: a guard, never a measure."""
 
-pytest.importorskip("amqtt", reason="the demo's broker isn't installed: pip install 'edgefer[demo]'")
+pytest.importorskip("amqtt", reason="the demo's broker isn't installed: pip install '.[demo]'")
 try:
     for actor in sample.CAST:
         sample.picture_path(actor)
@@ -235,7 +235,7 @@ def test_a_broker_that_is_not_there_or_refuses_is_told(home, run_mosquitto):
 def test_what_is_not_installed_is_told_with_how_to_get_it(home, blocked, told):
     done = home.run(blocked=blocked)
     assert done.returncode == 66
-    assert "pip install 'edgefer[demo]'" in done.stderr
+    assert "pip install '.[demo]'" in done.stderr
     assert told in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -314,6 +314,19 @@ def test_a_stranger_who_was_named_for_a_moment_was_named(tool):
         assert (named.count, named.of, right.count, mistaken.count) == (4, 12, 1, 0)
 
 
+def test_the_threshold_is_fitted_on_what_a_track_is_decided_on(tool):
+    gallery = tool("evaluate_gallery")
+    looks = np.random.default_rng(3).normal(size=(6, 4)).astype(np.float32)
+    looks /= np.linalg.norm(looks, axis=1, keepdims=True)
+    asked = []
+    with gallery.gallery_of({"Ada": looks[:1]}) as opened:
+        known = opened.match
+        opened.match = lambda face: asked.append(face) or known(face)
+        gallery.track_names(opened, IdentityRule(0.8, 0.05), looks)
+    np.testing.assert_allclose(tool("fit_threshold").decided_on(looks), asked, atol=1e-6)
+    assert len(asked) == 4
+
+
 def test_how_far_an_alignment_is_off(tool):
     """A detector that sees a face turned, enlarged and moved aligns it the other way."""
     middle = np.full(2, 56.0)

@@ -291,7 +291,7 @@ class TestSealed:
 
     @pytest.fixture(autouse=True)
     def _cryptography(self):
-        pytest.importorskip("cryptography", reason="the seal extra isn't installed: pip install 'edgefer[seal]'")
+        pytest.importorskip("cryptography", reason="the seal extra isn't installed: pip install '.[seal]'")
 
     def test_opens_with_its_key_only(self, tmp_path):
         sealed = Gallery(tmp_path, MODEL, "right", create=True)

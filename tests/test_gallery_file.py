@@ -387,7 +387,7 @@ class TestSealed:
 
     @pytest.fixture(autouse=True)
     def _cryptography(self):
-        pytest.importorskip("cryptography", reason="the seal extra isn't installed: pip install 'edgefer[seal]'")
+        pytest.importorskip("cryptography", reason="the seal extra isn't installed: pip install '.[seal]'")
 
     def test_a_wrong_key_is_never_an_empty_gallery(self, tmp_path):
         fill(tmp_path, key="right")

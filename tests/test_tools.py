@@ -18,13 +18,12 @@ ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
 sys.path.insert(0, str(ROOT / "tools"))
 
-pytest.importorskip("keras", reason="the tools need the train extra: pip install 'edgefer[train]'")
-pytest.importorskip("tensorflow", reason="the tools need the train extra: pip install 'edgefer[train]'")
-pytest.importorskip("tf_keras", reason="Keras 2 comes with the train extra: pip install 'edgefer[train]'")
+pytest.importorskip("keras", reason="the tools need the train extra: pip install '.[train]'")
+pytest.importorskip("tensorflow", reason="the tools need the train extra: pip install '.[train]'")
+pytest.importorskip("tf_keras", reason="Keras 2 comes with the train extra: pip install '.[train]'")
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the research data isn't beside this checkout")
 
 from edgefer.errors import InputError  # noqa: E402
-from edgefer.identify import IdentityRule  # noqa: E402
 from edgefer.messages import Box, Detection  # noqa: E402
 from edgefer.vision.card import ModelCard, ModelInput, read_card  # noqa: E402
 from edgefer.vision.emotion import EmotionReader  # noqa: E402
@@ -770,18 +769,3 @@ def test_a_deeper_network_begins_with_the_answers_of_the_shallower_one(monkeypat
     np.testing.assert_allclose(deep.predict(faces, verbose=0), shallow.predict(faces, verbose=0), atol=1e-5)
     with pytest.raises(InputError, match="another network than the one to train"):
         go_on_from(tmp_path / "shallow.keras", emotion_networks.edgefer(8), faces)
-
-
-def test_the_threshold_is_fitted_on_what_a_track_is_decided_on():
-    from evaluate_gallery import gallery_of, track_names
-    from fit_threshold import decided_on
-
-    looks = np.random.default_rng(3).normal(size=(6, 4)).astype(np.float32)
-    looks /= np.linalg.norm(looks, axis=1, keepdims=True)
-    asked = []
-    with gallery_of({"Ada": looks[:1]}) as opened:
-        known = opened.match
-        opened.match = lambda face: asked.append(face) or known(face)
-        track_names(opened, IdentityRule(0.8, 0.05), looks)
-    np.testing.assert_allclose(decided_on(looks), asked, atol=1e-6)
-    assert len(asked) == 4

@@ -24,10 +24,9 @@ from pathlib import Path
 
 import numpy as np
 from command_line import Parser, card_path, run
-from data import DATA, open_pack
+from data import DATA, held_out, open_pack
 from evaluate_embedding import Floats, embed_all, threshold_at
 from evaluate_gallery import gallery_of
-from train_embedding import held_out
 
 from edgefer.gallery import Match
 from edgefer.identify import MEMORY, MIN_READINGS

@@ -252,7 +252,7 @@ def _first_that_reads(
         raise InputError(foreign)
     told = f"{path}: can't be read as a Keras model: {failures[0]}"
     if libraries == [keras] and not (version or "").startswith("3"):
-        told += ". A model of Keras 2 needs tf_keras: pip install 'edgefer[train]'"
+        told += ". A model of Keras 2 needs tf_keras: pip install '.[train]'"
     raise InputError(told)
 
 

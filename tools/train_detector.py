@@ -53,7 +53,7 @@ INTENDED_USE = {
     "near": "Faces from 32 px (of a picture 400 px wide), as before a screen or at a door; the default of run.",
 }
 LIMITS = (
-    "Trained on some 5,600 public photos, mostly with the labels of other detectors: weak on faces under 12 px of its "
+    "Trained on some 8,600 public photos, mostly with the labels of other detectors: weak on faces under 12 px of its "
     "input, turned on the side or upside down, or seen from behind profile. It finds faces on posters and screens too."
 )
 

@@ -28,7 +28,7 @@ import keras
 import numpy as np
 from batches import WORKERS, Batch, Batches, Make
 from command_line import Parser, count, run
-from data import DATA, Pack, open_pack
+from data import DATA, Pack, held_out, open_pack
 from former_network import go_on_from
 from keras import layers, ops
 from muon import Muon
@@ -59,8 +59,6 @@ WIDTHS = (32, 64, 128, 256)
 DEPTHS = (0, 1, 2, 3)
 """Further 3x3 convolutions at each of these sizes."""
 EMBEDDING = 128
-HELD_OUT_SHARE = 0.1
-"""The last CelebA ids (25 people, some 600 faces) are never trained on: they validate, and set the threshold."""
 SAME_PERSON = 0.45
 """A face whose cosine to one that is held out is over this, by the teacher, is taken for the same person's."""
 CALIBRATION_FACES = 224
@@ -144,14 +142,6 @@ def main() -> None:
 
 
 # The data
-
-
-def held_out(pack: Pack) -> NDArray[np.bool_]:
-    """Which faces of a pack belong to the people who are held out."""
-    if "ids" not in pack.fields:
-        return np.zeros(len(pack), bool)
-    people = np.unique(pack.fields["ids"])
-    return np.isin(pack.fields["ids"], people[-round(HELD_OUT_SHARE * len(people)) :])
 
 
 def teach(path: Path, pack: Pack, folder: Path, peers: Path, limit: int | None) -> Floats:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from command_line import Parser, run
+
 from edgefer.payload import SCHEMAS, json_schema
 from edgefer.problems import KINDS
 from edgefer.settings import Variable, variables
@@ -28,8 +30,8 @@ masked.
 PROBLEMS_HEAD = """# Problems
 
 What `problems` in [health](mqtt.md#health) can hold: match on `part` and `code`, and show people the `message`. The
-`status` of `health` is the worst of them. `edgefer doctor` looks for them here and now, and
-`edgefer doctor --explain` prints this page.
+`status` of `health` is the worst of them. `edgefer doctor` looks for most of them here and
+now, and `edgefer doctor --explain` prints this page.
 
 <!-- Generated from edgefer/problems.py by `make docs`. -->
 
@@ -47,7 +49,9 @@ SHIPPED = ("far", "near", "identity-112", "emotion-48")
 
 def main() -> None:
     """Write every generated page into the folder that is named."""
-    folder = Path(sys.argv[1])
+    parser = Parser(__doc__)
+    parser.add_argument("folder", type=Path, help="docs")
+    folder: Path = parser.parse_args().folder
     for name, text in pages().items():
         (folder / name).write_text(text)
         print(folder / name)
@@ -105,4 +109,4 @@ def _row(variable: Variable) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -172,7 +172,7 @@ def picture_path(actor: Actor) -> Path:
     spec = find_spec(actor.package)
     path = Path(spec.origin).parent / actor.file if spec and spec.origin else None
     if path is None or not path.is_file():
-        raise InputError(f"the sample's pictures ship with {actor.package}: pip install 'edgefer[demo]'")
+        raise InputError(f"the sample's pictures ship with {actor.package}: pip install '.[demo]' in edgefer's folder")
     return path
 
 

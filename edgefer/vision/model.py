@@ -37,7 +37,7 @@ except ImportError:
         RUNTIME = ""
 
 MAX_MODEL_BYTES = 256 * 2**20
-"""Of a .tflite: more than a small computer could run. Ours have 0.1 to 1.5 MB."""
+"""Of a .tflite: more than a small computer could run. Ours have 0.4 to 2.6 MB."""
 TRIAL_S = 30.0
 """How long a model whose card carries no digest may take for its trial."""
 TRIAL_BYTES = 4 * 2**30
