@@ -25,7 +25,7 @@ FRAME = Crop("points", 0.92, (0.003, 0.084))
 """FER2013's frame around an aligned face: what brings the template to YuNet's landmarks on 1,086 of its images."""
 BORDER = 8
 """Pixels around the aligned face, of 112, in which its edge is repeated."""
-MOST = 6000
+MOST = 2500
 """How many unlabelled faces are taken of those that the teachers take for one class: most that people photograph
 smile, or do nothing."""
 
