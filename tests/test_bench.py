@@ -104,7 +104,7 @@ def test_without_the_samples_pictures_it_says_how_to_go_on():
     )
     done = subprocess.run([sys.executable, "-c", hidden], check=False, capture_output=True, text=True, timeout=100)
     assert done.returncode == 66
-    assert re.search(r"edgefer\[demo\].*edgefer bench PICTURE", done.stderr)
+    assert re.search(r"\.\[demo\].*edgefer bench PICTURE", done.stderr)
 
 
 def test_the_table_is_for_people(report):

@@ -154,7 +154,7 @@ def test_doctor_explains_every_problem_with_its_fix(edgefer):
     done = edgefer("doctor", "--explain")
     assert done.returncode == 0
     for known in KINDS:
-        assert f"{known.part}/{known.code}: {known.meaning}\n    {known.fix}\n" in done.stdout
+        assert f"{known.part}/{known.code} ({known.status}): {known.meaning}\n    {known.fix}\n" in done.stdout
 
 
 def test_doctor_offline_asks_of_the_installation_alone(edgefer):

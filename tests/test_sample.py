@@ -108,7 +108,7 @@ def test_a_wrong_option_is_told(query):
 def test_missing_pictures_are_told_with_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage", None)
     sample._portrait.cache_clear()
-    with pytest.raises(InputError, match=r"skimage: pip install 'edgefer\[demo\]'"):
+    with pytest.raises(InputError, match=r"skimage: pip install '\.\[demo\]' in edgefer's folder"):
         open_camera(parse_uri("sample://"), FrameSettings())
 
 

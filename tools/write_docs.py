@@ -50,7 +50,7 @@ SHIPPED = ("far", "near", "identity-112", "emotion-48")
 def main() -> None:
     """Write every generated page into the folder that is named."""
     parser = Parser(__doc__)
-    parser.add_argument("folder", type=Path, help="docs")
+    parser.add_argument("folder", type=Path, help="where to: docs")
     folder: Path = parser.parse_args().folder
     for name, text in pages().items():
         (folder / name).write_text(text)
