@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgefer import machine
 from edgefer.gallery import Gallery, Newcomer, Template
+from edgefer.vision.embedder import units
 
 
 def main() -> None:
@@ -25,8 +26,8 @@ def main() -> None:
     parser.add_argument("--templates", type=int, default=5, help="of each (%(default)s)")
     parser.add_argument("--size", type=int, default=128, help="values of an embedding (%(default)s)")
     wanted = parser.parse_args()
-    vectors = np.random.default_rng(1).standard_normal((wanted.people, wanted.templates, wanted.size), np.float32)
-    vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
+    shape = (wanted.people, wanted.templates, wanted.size)
+    vectors = units(np.random.default_rng(1).standard_normal(shape, np.float32))
     with tempfile.TemporaryDirectory() as folder:
         # In a process of its own: memory that it gave back would hide what loading takes.
         with ProcessPoolExecutor(1, get_context("spawn")) as apart:

@@ -50,6 +50,7 @@ from training import (
 from edgefer.errors import InputError
 from edgefer.messages import Image
 from edgefer.vision.card import Crop, ModelCard, ModelInput
+from edgefer.vision.embedder import units
 from edgefer.vision.preprocess import TEMPLATE_SIZE as SIZE
 from edgefer.vision.preprocess import normalise
 
@@ -165,9 +166,8 @@ def teach(path: Path, pack: Pack, folder: Path, peers: Path, limit: int | None) 
         rgb = cv2.cvtColor(pack.picture(i), cv2.COLOR_BGR2RGB) / 255.0
         x = ((rgb - TEACHER_MEAN) / TEACHER_DEVIATION).astype(np.float32).transpose(2, 0, 1)
         both = [teacher.run(None, {"input0": face[None]})[0][0] for face in (x, x[..., ::-1])]
-        answers.append(sum(answer / np.linalg.norm(answer) for answer in both))
-    vectors = np.stack(answers)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        answers.append(units(np.stack(both)).sum(0))
+    vectors = units(np.stack(answers))
     folder.mkdir(parents=True, exist_ok=True)
     np.save(kept, vectors)
     return vectors
