@@ -329,6 +329,24 @@ def test_faces_shown_close_fill_their_tiles(tools, monkeypatch):
     assert held == {2, 3, 4}
 
 
+def test_a_head_that_is_tilted_takes_its_points_along(tools):
+    from detector_scenes import Scene, turned
+
+    image = np.zeros((100, 200, 3), np.uint8)
+    points = [[90, 40], [110, 40], [100, 50], [92, 60], [108, 60]]
+    for x, y in points:
+        cv2.circle(image, (x, y), 2, (255, 255, 255), -1)
+    boxes = np.array([[80, 30, 120, 90], [10, 10, 30, 30]], np.float32)
+    still = Scene(image, boxes, np.array([points, points], np.float32), np.ones(2, bool))
+    made = turned(still, 90, np.array([100, 60]))
+    for x, y in np.round(made.points[0]).astype(int):
+        assert made.image[y, x].min() == 255, "where the spot went"
+    assert made.points[0, 0, 1] > made.points[0, 1, 1], "anticlockwise: the left eye is below the right one"
+    np.testing.assert_allclose(made.boxes[0], [70, 40, 130, 80], atol=1e-3)
+    assert made.wanted.tolist() == [True, False], "the other has left the picture"
+    np.testing.assert_allclose(turned(still, 0, np.array([100, 60])).boxes, boxes, atol=1e-3)
+
+
 def test_a_mirrored_face_keeps_its_left_eye_left(tools):
     from detector_scenes import augmented
 
@@ -337,8 +355,10 @@ def test_a_mirrored_face_keeps_its_left_eye_left(tools):
     for seed in range(40):
         made = augmented(still, 0, 128, 128, np.random.default_rng(seed))
         for left_eye, right_eye, nose, left_mouth, right_mouth in made.points:
-            assert left_eye[0] < nose[0] < right_eye[0]
-            assert left_mouth[0] < nose[0] < right_mouth[0]
+            # To the face's side, however it is tilted.
+            across = (left_mouth + right_mouth - left_eye - right_eye) @ [[0, -1], [1, 0]]
+            assert left_eye @ across < nose @ across < right_eye @ across
+            assert left_mouth @ across < nose @ across < right_mouth @ across
             mirrored += 1
     assert mirrored > 20
 
@@ -382,23 +402,26 @@ def test_a_detector_is_measured_beside_another_and_its_card_written(comparing, t
 
 @pytest.mark.skipif(not (DATA / "clips").is_dir(), reason="needs the research data in ../shared/data")
 @pytest.mark.parametrize("name", ["near", "far"])
-def test_what_is_followed_for_over_a_second_is_a_face(tools, name):
-    """On the clips, five frames a second: YuNet sees a face in each such track too, in one of a look a second."""
+def test_no_track_of_a_non_face_lasts_over_a_second(tools, name):
+    """On the clips, five frames a second: YuNet sees a face in each such track too, in half of the looks and more."""
     from evaluate_gallery import frames_of
     from peer_detectors import YuNet
 
     detector = Detector(Model(find_model(name), "detector"))
     yunet = YuNet(DATA / "peers/yunet_n_640_640.onnx", 640, 0.5)
+    brighter = (255 * (np.arange(256) / 255) ** 0.6).astype(np.uint8)  # ours sees more in the dark than YuNet does
     followed = 0
     for clip in sorted((DATA / "clips").glob("*.mp4")):
         track, looks = Tracker("clip"), defaultdict(list)
         for frame in frames_of(clip):
             for face in track(frame, detector(frame.image)):
                 seen = looks[face.track_id]
-                if not seen or frame.stream_s - seen[-1][0] >= 1:
+                if face.last_seen_s == frame.stream_s and (not seen or frame.stream_s - seen[-1][0] >= 0.5):
                     seen.append((frame.stream_s, frame.image, face.detection.box))
         for track_id, seen in looks.items():
-            if len(seen) > 1:
+            if seen and seen[-1][0] - seen[0][0] > 1:
                 followed += 1
-                assert any(face.box.iou(box) > 0.3 for _, image, box in seen for face in yunet(image)), (clip, track_id)
-    assert followed >= 5
+                faces = [(box, yunet(image) + yunet(cv2.LUT(image, brighter))) for _, image, box in seen]
+                found = [any(face.box.iou(box) > 0.4 for face in there) for box, there in faces]
+                assert sum(found) >= len(found) / 2, f"{clip.name}: {track_id} from {seen[0][0]:.1f} s, {seen[0][2]}"
+    assert followed >= 4

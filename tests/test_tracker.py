@@ -1,19 +1,15 @@
 """The tracker: one id for one face, through misses and crossings."""
 
-from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgefer.messages import Box, Detection, Frame, Image
+from edgefer.messages import Box, Detection, Frame
 from edgefer.tracker import CONFIRM_HITS, LOST_AFTER_S, LOST_MISSES, Tracker, match
-from edgefer.vision.detector import MAX_IOU, Detector
-from edgefer.vision.model import Model, find_model
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 START = datetime(2026, 11, 20, tzinfo=timezone.utc)
@@ -218,45 +214,3 @@ def test_what_stands_still_is_found_again(old):
     pairs = match([(box, 0.7) for box in old], old)
     assert len(pairs) == len(old)
     assert all(old[i].iou(old[j]) > 0.999 for i, j in pairs.items())
-
-
-# On real clips, beside somebody else's detector
-
-CLIP_FRAMES = 300
-
-
-def followed(clip: Path, detector: Detector) -> dict[str, list[tuple[float, Image, Box]]]:
-    """Each track of the clip's beginning: when it was found, in which picture and where."""
-    video, tracker, tracks = cv2.VideoCapture(str(clip)), Tracker("b00t"), {}
-    for number in range(CLIP_FRAMES):
-        read, picture = video.read()
-        if not read:
-            break
-        now = replace(frame(number / video.get(cv2.CAP_PROP_FPS)), image=picture)
-        for track in tracker(now, detector(picture)):
-            if track.last_seen_s == now.stream_s:
-                tracks.setdefault(track.track_id, []).append((now.stream_s, picture, track.detection.box))
-    video.release()
-    return tracks
-
-
-@pytest.mark.skipif(not (DATA / "clips").is_dir(), reason="the clips of the research data aren't beside this checkout")
-@pytest.mark.parametrize("name", ["near", "far"])
-def test_no_track_of_a_non_face_lasts_over_a_second(name):
-    detector = Detector(Model(find_model(name), "detector"))
-    yunet = cv2.FaceDetectorYN.create(str(DATA / "peers/yunet_n_640_640.onnx"), "", (640, 640), 0.5, MAX_IOU)
-    lasting = 0
-    for clip in sorted((DATA / "clips").glob("*.mp4")):
-        for track_id, seen in followed(clip, detector).items():
-            if seen[-1][0] - seen[0][0] <= 1:
-                continue
-            lasting += 1
-            looks = seen[:: max(1, len(seen) // 8)]
-            found = []
-            for _, picture, box in looks:
-                yunet.setInputSize(picture.shape[1::-1])
-                _, rows = yunet.detect(picture)
-                places = [] if rows is None else [Box(*map(float, row[:4])) for row in rows]
-                found.append(any(place.iou(box) > 0.4 for place in places))
-            assert sum(found) >= len(found) / 2, f"{clip.name}: {track_id} from {seen[0][0]:.1f} s at {seen[0][2]}"
-    assert lasting >= 4

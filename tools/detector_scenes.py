@@ -25,9 +25,11 @@ SMALLEST_FACE = 6.0
 
 CLOSE_FACE = 24.0
 """Pixels of a picture; the landmarks of smaller faces are too coarse to learn more than where about they are."""
-CLOSE_UPS = 0.4
+CLOSE_UPS = 0.3
 """The share of canvases that are tiled with faces shown close: nine on average, where the others hold one of 24 to 128
 px with landmarks. These take many faces to learn, and no empty places."""
+TILT = 20.0
+"""Degrees: how far a head leans (deviation), in half of the scenes where a face is brought to a size of its own."""
 
 FACE_SIZES = {8: (0.0, 48.0), 16: (32.0, 128.0), 32: (88.0, np.inf)}
 """Stride -> the sizes of faces (pixels of the canvas) that its cells answer for; they overlap: none falls between."""
@@ -136,6 +138,8 @@ def _paste(
     room = np.array([right - left, bottom - top])
     height, width = scene.image.shape[:2]
     scale, focus = _zoom(scene, room, rng, close)
+    if focus is not None and rng.random() < 0.5:
+        scene = turned(scene, rng.normal(0, TILT), focus)
     # The picture fills the window where it is larger, and lies within it where it is smaller.
     spare = room - np.array([width, height]) * scale
     offset = rng.uniform(np.minimum(spare, 0), np.maximum(spare, 0))
@@ -162,7 +166,8 @@ def _paste(
     there = share > 0.05
     # A box of less than half a face is no face to learn, nor proof that there is none.
     wanted = scene.wanted & (share > 0.5) & (sizes_of(boxes) >= SMALLEST_FACE)
-    return boxes[there], points[there], wanted[there]
+    shown = np.where(wanted[:, None], boxes, visible)  # what is doubtful here says nothing of the windows around
+    return shown[there], points[there], wanted[there]
 
 
 def _zoom(scene: Scene, room: NDArray[Any], rng: np.random.Generator, close: bool) -> tuple[float, NDArray[Any] | None]:
@@ -178,6 +183,22 @@ def _zoom(scene: Scene, room: NDArray[Any], rng: np.random.Generator, close: boo
         scale = float(np.clip(target / sizes_of(box[None])[0], 0.4, 5))
         return scale, (box[:2] + box[2:]) / 2
     return float(np.exp(rng.uniform(np.log(0.45), np.log(1.7)))), None
+
+
+def turned(scene: Scene, angle: float, about: Floats) -> Scene:
+    """The scene turned by degrees (anticlockwise) about a point (x, y), in a picture of its size.
+
+    Boxes are turned as the ellipses within them. A face that is half outside now is doubtful.
+    """
+    height, width = scene.image.shape[:2]
+    matrix = cv2.getRotationMatrix2D(about.tolist(), angle, 1.0)
+    image = cv2.warpAffine(scene.image, matrix, (width, height), borderValue=(PADDING,) * 3)
+    middles = (scene.boxes[:, :2] + scene.boxes[:, 2:]) / 2 @ matrix[:, :2].T + matrix[:, 2]
+    half = np.sqrt(((scene.boxes[:, 2:] - scene.boxes[:, :2]) / 2) ** 2 @ matrix[:, :2].T ** 2)
+    boxes = np.concatenate([middles - half, middles + half], 1)
+    points = scene.points @ matrix[:, :2].T + matrix[:, 2]
+    inside = ((middles > 0) & (middles < [width, height])).all(1)
+    return Scene(np.asarray(image, np.uint8), boxes, points, scene.wanted & inside)
 
 
 def _cover(image: Image, boxes: NDArray[Any], rng: np.random.Generator) -> None:

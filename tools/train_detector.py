@@ -258,7 +258,7 @@ def loss(wanted: Any, given: Any) -> Any:
     small = 0.03  # of the face's size: under it the error counts by its square
     smooth = ops.where(error < small, 0.5 * ops.square(error) / small, error - 0.5 * small)
     landmarks = ops.sum(ops.mean(smooth, -1))
-    return (score + 2.0 * box + 16.0 * landmarks) / count
+    return (score + 2.0 * box + 40.0 * landmarks) / count
 
 
 def overlaps(wanted: Any, given: Any) -> tuple[Any, Any]:
