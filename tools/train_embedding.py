@@ -8,8 +8,9 @@
     python tools/evaluate.py embedding models/identity-112.json
 
 The network starts at random and learns what a larger one (the teacher: MobileFaceNet with ArcFace) answers for each
-face; the teacher's outputs are all that is taken from it. The last CelebA ids are held out to validate and to set the
-threshold; LFW is never looked at here.
+face; the teacher's outputs are all that is taken from it. A face of a pack with ids also learns to be nearer to the
+middle of its own person's answers than to any other's, by a margin. The last CelebA ids are held out to validate and to
+set the threshold; LFW is never looked at here.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import secrets
 import shlex
 import sys
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,10 @@ DEPTHS = (0, 1, 2, 3)
 EMBEDDING = 128
 SAME_PERSON = 0.45
 """A face whose cosine to one that is held out is over this, by the teacher, is taken for the same person's."""
+SCALE, MARGIN, WEIGHT = 32.0, 0.2, 0.05
+"""Of the loss with a margin (CosFace, Wang et al. 2018), and what it weighs beside one minus the cosine."""
+NOBODY = -1
+"""Whose face it is where a pack has no ids."""
 CALIBRATION_FACES = 224
 TEACHER_MEAN, TEACHER_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, RGB: what the teacher was trained with."""
@@ -112,7 +118,8 @@ def main() -> None:
         new = (taught @ np.stack(held.taught).T).max(1) < SAME_PERSON if held.taught else ~apart
         faces.add(pack, np.flatnonzero(~apart & new), taught)
     batches = Batches(maker(faces), len(faces), arguments.batch, arguments.seed, arguments.workers)
-    validation = np.stack([normalise(held.picture(i), INPUT) for i in range(len(held))]), np.stack(held.taught)
+    pictures = np.stack([normalise(held.picture(i), INPUT) for i in range(len(held))])
+    validation = pictures, targets(held.taught, [NOBODY] * len(held))
 
     rates = warm_cosine(arguments.rate, len(batches) * arguments.epochs, warm_up=300, first=1e-5)
     model, done = network(), []
@@ -120,7 +127,7 @@ def main() -> None:
     if arguments.start and not goes_on:
         go_on_from(Path(arguments.start), model, validation[0])
     model = rebuilt(model, network, bfloat16=arguments.bfloat16)
-    compile_for(model, rates)  # with another --epochs, the rest of the way down is steeper or flatter
+    compile_for(model, faces.middles(), rates)  # with another --epochs, the rest of the way down is steeper or flatter
     if goes_on:
         done = resume(model, folder)
     else:
@@ -174,17 +181,23 @@ def teach(path: Path, pack: Pack, folder: Path, peers: Path, limit: int | None) 
 
 
 class Faces:
-    """Faces of several packs, JPEGs in memory, and what the teacher answers for each."""
+    """Faces of several packs, JPEGs in memory, what the teacher answers for each, and whose they are."""
 
     def __init__(self) -> None:
         self.jpegs: list[NDArray[np.uint8]] = []
         self.taught: list[Floats] = []
+        self.people: list[int] = []
 
     def add(self, pack: Pack, rows: NDArray[np.intp], taught: Floats) -> None:
         """Take faces of a pack in."""
         rows = rows[rows < len(taught)]
         self.jpegs += [pack.jpeg(int(i)) for i in rows]
         self.taught += list(taught[rows])
+        if "ids" in pack.fields:
+            first = max(self.people, default=NOBODY) + 1
+            self.people += (first + np.unique(pack.fields["ids"][rows], return_inverse=True)[1]).tolist()
+        else:
+            self.people += [NOBODY] * len(rows)
 
     def __len__(self) -> int:
         return len(self.jpegs)
@@ -193,15 +206,25 @@ class Faces:
         """Face i, BGR."""
         return np.asarray(cv2.imdecode(self.jpegs[i], cv2.IMREAD_COLOR))
 
+    def middles(self) -> Floats:
+        """The middle of what the teacher answers for each person's faces, people x 128, of length 1."""
+        taught, people = np.stack(self.taught), np.array(self.people)
+        return units(np.stack([taught[people == person].sum(0) for person in range(max(self.people) + 1)]))
+
 
 def maker(faces: Faces) -> Make:
-    """What makes a batch of augmented faces and the teacher's answers."""
+    """What makes a batch of augmented faces and what to learn for each."""
 
     def make(rows: NDArray[np.intp], rng: np.random.Generator) -> Batch:
         x = np.stack([normalise(augment(faces.picture(int(i)), rng), INPUT) for i in rows])
-        return x, np.stack([faces.taught[int(i)] for i in rows])
+        return x, targets([faces.taught[int(i)] for i in rows], [faces.people[int(i)] for i in rows])
 
     return make
+
+
+def targets(taught: Sequence[Floats], people: Sequence[int]) -> Floats:
+    """What to learn for faces, n x 129: the teacher's answers, and whose they are (NOBODY where there is no id)."""
+    return np.concatenate([np.stack(taught), np.array(people, np.float32)[:, None]], 1)
 
 
 def augment(face: Image, rng: np.random.Generator) -> Image:
@@ -252,23 +275,34 @@ def convolution(x: Any, width: int, stride: int = 1, *, activate: bool = True) -
     return layers.ReLU()(x) if activate else x
 
 
-def alike(taught: Any, given: Any) -> Any:
+def alike(wanted: Any, given: Any) -> Any:
     """The cosine between the teacher's unit vector and the network's answer, for each face."""
-    return ops.sum(ops.convert_to_tensor(taught) * ops.normalize(given, axis=-1), -1)
+    return ops.sum(ops.convert_to_tensor(wanted)[:, :EMBEDDING] * ops.normalize(given, axis=-1), -1)
 
 
-def away(taught: Any, given: Any) -> Any:
-    """What is learnt: the angle to the teacher's answer closes."""
-    return 1.0 - alike(taught, given)
+def loss_beside(middles: Floats) -> Any:
+    """What is learnt: the angle to the teacher's answer closes, and other people's middles (n x 128) are kept away.
+
+    The second is CosFace's loss (Wang et al. 2018) with fixed middles, for the faces that have an id.
+    """
+
+    def loss(wanted: Any, given: Any) -> Any:
+        people = ops.cast(ops.convert_to_tensor(wanted)[:, EMBEDDING], "int32")
+        own = ops.one_hot(people, len(middles))  # nobody's are zeros
+        cosines = ops.normalize(given, axis=-1) @ ops.transpose(ops.convert_to_tensor(middles)) - MARGIN * own
+        mistaken = ops.sum(own, -1) * ops.logsumexp(SCALE * cosines, -1) - ops.sum(own * SCALE * cosines, -1)
+        return 1.0 - alike(wanted, given) + WEIGHT * mistaken
+
+    return loss
 
 
-def compile_for(model: keras.Model, rates: Any) -> None:
+def compile_for(model: keras.Model, middles: Floats, rates: Any) -> None:
     """Muon, and an average of the weights."""
     optimizer = Muon(
         rates, weight_decay=0.02, adam_weight_decay=0.02, adam_lr_ratio=0.5, use_ema=True, ema_momentum=0.998
     )
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
-    model.compile(optimizer, away, metrics=[alike], jit_compile=backend.COMPILE)
+    model.compile(optimizer, loss_beside(middles), metrics=[alike], jit_compile=backend.COMPILE)
 
 
 def card(settings: dict[str, Any], learnt: int, packs: list[str]) -> ModelCard:
