@@ -262,7 +262,7 @@ def test_a_pair_whose_face_isnt_found_is_left_out(tool):
         "same": np.array([True, False, False] * 2),
         "fold": np.array([0, 0, 0, 1, 1, 1]),
     }
-    figures = tool("evaluate_embedding").pair_figures(vectors, tool("data").Pack(fields))
+    figures = tool("evaluate_embedding").pair_figures(vectors, tool("data").Pack("pairs", fields))
     assert figures == {"accuracy": 1.0, "TAR at FAR 0.001": 1.0}
 
 

@@ -649,7 +649,7 @@ def test_a_trainer_runs_and_resumes(tmp_path, script, limit, leaves):
 
 
 def test_the_detectors_loss_is_as_defined():
-    from train_detector import loss, overlaps
+    from train_detector import BOX_WEIGHT, LANDMARKS_WEIGHT, loss, overlaps
 
     wanted, given = np.array([[1, 1, 1, 1]], np.float32), np.array([[1, 1, 3, 1]], np.float32)
     (shared,), (apart,) = (np.asarray(part) for part in overlaps(wanted, given))
@@ -664,7 +664,8 @@ def test_the_detectors_loss_is_as_defined():
     # Logits of 0 are shares of a half: right for the face, whose box overlaps by a half, wrong by a half for the other.
     score = 0.25 * np.log(2)
     landmarks = (0.1 - 0.015 + 0.5 * 0.01**2 / 0.03) / 10
-    assert float(loss(truth, said)) == pytest.approx(score + 2 * (0.5 + 0.05) + 16 * landmarks, rel=1e-4)
+    weighed = score + BOX_WEIGHT * (0.5 + 0.05) + LANDMARKS_WEIGHT * landmarks
+    assert float(loss(truth, said)) == pytest.approx(weighed, rel=1e-4)
 
 
 def test_a_pack_that_is_none_is_told(tmp_path):

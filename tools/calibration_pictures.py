@@ -124,7 +124,7 @@ def _from_arrays(path: Path, model_input: ModelInput) -> Source:
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not an array of numpy: {error}; is it whole?") from error
     if {"blob", "off"} <= arrays.keys():
-        pack = Pack(arrays)
+        pack = Pack(str(path), arrays)
         return Source(pack.picture, np.full(len(pack), TRAIN, np.uint8))
     pictures = next((array for array in arrays.values() if array.ndim in {3, 4}), None)
     if pictures is None or pictures.dtype != np.uint8 or (pictures.ndim == 4 and pictures.shape[3] not in {1, 3}):

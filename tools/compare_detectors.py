@@ -38,6 +38,8 @@ from edgefer.vision.model import Model
 
 SIDES = (640, 416, 320, 256)
 """Long sides that the peers are given."""
+SMALLEST = (16, 32)
+"""Pixels: `far` and `near` are for faces from here up."""
 TIMED_PICTURES = 100
 USUAL_SCORE = 0.5
 """Of a detection that somebody acts on: what lies below costs time that nobody spends."""
@@ -92,13 +94,15 @@ def table(contenders: Sequence[Contender], scenes: list[Scene]) -> str:
         "input",
         "parameters",
         "time",
+        *(f"AP50 >= {px} px" for px in SMALLEST),
         *(f"{figure} {name}" for figure in ("AP50", "recall") for name in SIZES),
     ]
     rows = [columns, ["---"] * len(columns)]
     first_s = np.median(seconds[0])
     for contender, faces, each_s in zip(contenders, found, seconds, strict=True):
         few_false = score_at(faces, scenes, FEW_FALSE)
-        figures = [average_precision(faces, scenes, *ends) for ends in SIZES.values()]
+        figures = [average_precision(faces, scenes, px) for px in SMALLEST]
+        figures += [average_precision(faces, scenes, *ends) for ends in SIZES.values()]
         figures += [recall(faces, scenes, low, few_false, high) for low, high in SIZES.values()]
         size, ratio = f"{contender.parameters / 1e3:.0f} k", f"{np.median(each_s) / first_s:.2f}"
         rows.append([contender.name, contender.takes, size, ratio, *(f"{figure:.3f}" for figure in figures)])

@@ -24,8 +24,9 @@ HELD_OUT_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """An .npz of JPEGs and what is known about them."""
+    """An .npz of JPEGs and what is known about them; `name` is for whom it fails."""
 
+    name: str
     fields: dict[str, NDArray[Any]]
 
     def __len__(self) -> int:
@@ -39,7 +40,8 @@ class Pack:
     def picture(self, i: int) -> Image:
         """Picture i, BGR."""
         image = cv2.imdecode(self.jpeg(i), cv2.IMREAD_COLOR)
-        assert image is not None, f"picture {i} doesn't decode"
+        if image is None:
+            raise InputError(f"{self.name}: picture {i} doesn't decode; make the pack again")
         return image.astype(np.uint8, copy=False)
 
 
@@ -62,10 +64,10 @@ def some_pictures_below(folder: Path) -> list[Path]:
 def open_pack(path: Path, *fields: str) -> Pack:
     """A pack, its JPEGs still compressed in memory; InputError where it lacks one of these fields."""
     if not path.is_file():
-        raise InputError(f"{path} isn't there; name the folder of the research data with --data")
+        raise InputError(f"{path} isn't there; check its name, or the folder of the research data (--data)")
     try:
         with np.load(path) as archive:
-            pack = Pack({name: archive[name] for name in archive.files})
+            pack = Pack(str(path), {name: archive[name] for name in archive.files})
     except (BadZipFile, zlib.error, EOFError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: it can't be read: {error}; is it whole, and a pack of pictures?") from error
     if missing := sorted({"blob", "off", *fields} - set(pack.fields)):

@@ -180,7 +180,7 @@ def _zoom(scene: Scene, room: NDArray[Any], rng: np.random.Generator, close: boo
     if len(chosen) and (close or rng.random() < 0.55):
         box = scene.boxes[rng.choice(chosen)]
         target = np.exp(rng.uniform(np.log(0.35 * room.min() if close else 8), np.log(0.9 * room.min())))
-        scale = float(np.clip(target / sizes_of(box[None])[0], 0.4, 5))
+        scale = min(float(target / sizes_of(box[None])[0]), 5.0)
         return scale, (box[:2] + box[2:]) / 2
     return float(np.exp(rng.uniform(np.log(0.45), np.log(1.7)))), None
 
@@ -192,7 +192,9 @@ def turned(scene: Scene, angle: float, about: Floats) -> Scene:
     """
     height, width = scene.image.shape[:2]
     matrix = cv2.getRotationMatrix2D(about.tolist(), angle, 1.0)
-    image = cv2.warpAffine(scene.image, matrix, (width, height), borderValue=(PADDING,) * 3)
+    pixels = matrix.copy()  # OpenCV counts from a pixel's middle, boxes and points from its corner
+    pixels[:, 2] += pixels[:, :2].sum(1) * 0.5 - 0.5
+    image = cv2.warpAffine(scene.image, pixels, (width, height), borderValue=(PADDING,) * 3)
     middles = (scene.boxes[:, :2] + scene.boxes[:, 2:]) / 2 @ matrix[:, :2].T + matrix[:, 2]
     half = np.sqrt(((scene.boxes[:, 2:] - scene.boxes[:, :2]) / 2) ** 2 @ matrix[:, :2].T ** 2)
     boxes = np.concatenate([middles - half, middles + half], 1)

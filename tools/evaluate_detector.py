@@ -36,6 +36,10 @@ SIZES = {"< 16 px": (0.0, 16.0), "16-32 px": (16.0, 32.0), "32-64 px": (32.0, 64
 FEW_FALSE = 1 / 10
 """Faces made up, a picture, at which the recall by size is told."""
 
+RECALLS, FALSE = [f"recall at min_score, faces >= {px} px" for px in (16, 32)], "false faces / empty picture"
+AT_MIN_SCORE = {*RECALLS, FALSE}
+"""The figures that hang on the card's threshold."""
+
 Found = list[list[Detection]]
 """The detections of each picture, best first."""
 
@@ -54,8 +58,8 @@ def figures(model: Model, people: list[Scene], photos: list[Scene], precision: P
     values = {
         "AP50, faces >= 16 px": average_precision(on_people, people, 16),
         "AP50, faces >= 32 px": average_precision(on_people, people, 32),
-        "recall, faces >= 16 px": recall(on_people, people, 16, min_score),
-        "recall, faces >= 32 px": recall(on_people, people, 32, min_score),
+        RECALLS[0]: recall(on_people, people, 16, min_score),
+        RECALLS[1]: recall(on_people, people, 32, min_score),
         **{f"AP50, faces {name}": average_precision(on_people, people, *ends) for name, ends in SIZES.items()},
         **{
             f"recall, 1 false face in 10 images, {name}": recall(on_people, people, ends[0], few_false, ends[1])
@@ -64,7 +68,7 @@ def figures(model: Model, people: list[Scene], photos: list[Scene], precision: P
     }
     on_validation = {"landmark error, >= 32 px": landmark_error(on_photos, photos, 32)}
     if on_empty:
-        on_validation["false faces / empty picture"] = false_faces(on_empty, min_score)
+        on_validation[FALSE] = false_faces(on_empty, min_score)
     return [
         *(Metric("faceboxes_dev", "odd images", name, round(value, 4), precision) for name, value in values.items()),
         *(Metric("det_val", "all", name, round(value, 4), precision) for name, value in on_validation.items()),
@@ -197,7 +201,10 @@ def main() -> None:
             chosen = min_score
     if chosen is None:
         raise InputError(f"every threshold up to {thresholds[-1]} makes up too many faces; the card stays as it is")
-    card = dataclasses.replace(read_card(arguments.card), thresholds={"min_score": chosen})
+    card = read_card(arguments.card)
+    still_so = chosen == card.thresholds.get("min_score")
+    metrics = tuple(metric for metric in card.metrics if still_so or metric.metric not in AT_MIN_SCORE)
+    card = dataclasses.replace(card, thresholds={"min_score": chosen}, metrics=metrics)
     arguments.card.write_text(card.to_json())
     print(f"{arguments.card}: min_score {chosen}")
 

@@ -93,6 +93,10 @@ def typical(points: Points, name: str) -> Points:
     between = points[:, 1, 0] - points[:, 0, 0]
     nose = points[:, 2, 0] - points[:, :2, 0].mean(1)
     frontal = points[(between > 0.2) & (np.abs(nose) < 0.15 * between)]
+    if not len(frontal):
+        raise InputError(
+            f"{name}: of {len(points)} none is seen from the front; is it the right detector (--detector)?"
+        )
     middle: Points = np.median(frontal, 0)
     apart, height = middle[1, 0] - middle[0, 0], middle[3:, 1].mean() - middle[:2, 1].mean()
     low, high = np.percentile(frontal[:, 3:, 1].mean(1) - frontal[:, :2, 1].mean(1), (25, 75))
@@ -149,6 +153,8 @@ def compare(detector: Detector, reader: EmotionReader, images: Image, labels: ND
             through.append(reader(scene, face).argmax() == label)
             crop = crop_face(scene, face, badly[number % len(badly)], card.input.width, card.input.height)
             off.append(reader.read(crop).argmax() == label)
+    if not plain:
+        raise InputError(f"{detector.model.path}: it finds none of {len(images)} faces of PublicTest to measure on")
     print(f"PublicTest: detected {len(plain) / len(images):.1%}; accuracy of these, as they are {np.mean(plain):.4f}")
     print(f"  and through the detector and the crop {np.mean(through):.4f}")
     print(f"  and with the crop moved by {MOVED:.0%} both ways, and {SIZE_OFF:.0%} off in size, {np.mean(off):.4f}")

@@ -16,7 +16,8 @@ import numpy as np
 from command_line import Parser, count, pack_path, run
 from data import DATA, save_pack, some_pictures_below
 from detector_scenes import Floats, sizes_of
-from peer_detectors import Detect, Scrfd, YuNet
+from numpy.typing import NDArray
+from peer_detectors import Scrfd, YuNet
 from tqdm import tqdm
 
 from edgefer.errors import InputError
@@ -27,7 +28,8 @@ SIDE = 320
 """Pictures are labelled at this long side, in pixels: a face that fills a larger one is missed."""
 KEPT_SIDE = 400
 """Long side of what is kept, in pixels: the largest of det_train's is about that."""
-MIN_SCORE = 0.6
+MIN_SCORE, DOUBTFUL = 0.6, 0.2
+"""From the first on it is a face; from the second on it may be one, and is taught neither as a face nor as none."""
 MAX_APART = 0.05
 """The most that the two may place a face's points apart, on average, in sizes of the face."""
 
@@ -44,26 +46,25 @@ def main() -> None:
     paths = some_pictures_below(arguments.folder)
     chosen = np.random.default_rng(0).permutation(len(paths))[: arguments.limit]
     peers = arguments.data / "peers"
-    scrfd = Scrfd(peers / "scrfd_2.5g_kps", SIDE, MIN_SCORE)
+    scrfd = Scrfd(peers / "scrfd_2.5g_kps", SIDE, DOUBTFUL)
     yunet = YuNet(peers / "yunet_n_640_640.onnx", SIDE, MIN_SCORE)
-    jpegs, boxes, points = [], [], []
+    jpegs: list[NDArray[np.uint8]] = []
+    found: list[tuple[int, Detection]] = []  # the picture's number, and what is in it
     for i in tqdm(chosen, unit="picture", mininterval=10):
         image = read(paths[i])
-        face = None if image is None else agreed_face(image, scrfd, yunet)
-        if image is not None and face is not None:
-            jpegs.append(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].ravel())
-            boxes.append(corners(face))
-            points.append(np.array(face.landmarks, np.float32))
+        if image is not None and (faces := agreed(scrfd(image), yunet(image))):
+            found += [(len(jpegs), face) for face in faces]
+            jpegs.append(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].ravel().astype(np.uint8))
     if not jpegs:
         raise InputError(f"{arguments.folder}: on none of {len(chosen)} pictures the two agreed on a single face")
     save_pack(
         arguments.output,
         blob=np.concatenate(jpegs),
         off=np.cumsum([0, *map(len, jpegs)]),
-        img=np.arange(len(jpegs)),
-        box=np.stack(boxes),
-        kps=np.stack(points),
-        ignore=np.zeros(len(jpegs), np.uint8),
+        img=np.array([number for number, _ in found]),
+        box=np.stack([corners(face) for _, face in found]),
+        kps=np.array([face.landmarks for _, face in found], np.float32),
+        ignore=np.array([face.score < MIN_SCORE for _, face in found], np.uint8),
     )
     print(f"{arguments.output}: {len(jpegs)} of {len(chosen)} pictures")
 
@@ -79,13 +80,13 @@ def read(path: Path) -> Image | None:
     return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def agreed_face(image: Image, first: Detect, second: Detect) -> Detection | None:
-    """The only face of a picture, as the first detector places it; None where there are several or the two differ."""
-    mine, theirs = first(image), second(image)
-    if len(mine) != 1 or len(theirs) != 1:
-        return None
-    apart = np.linalg.norm(np.array(mine[0].landmarks) - np.array(theirs[0].landmarks), axis=1).mean()
-    return mine[0] if apart <= MAX_APART * float(sizes_of(corners(mine[0])[None])[0]) else None
+def agreed(mine: list[Detection], theirs: list[Detection]) -> list[Detection]:
+    """My detections of a picture where one of them, and one alone, is a face to both; else none."""
+    faces = [face for face in mine if face.score >= MIN_SCORE]
+    if len(faces) != 1 or len(theirs) != 1:
+        return []
+    apart = np.linalg.norm(np.array(faces[0].landmarks) - np.array(theirs[0].landmarks), axis=1).mean()
+    return mine if apart <= MAX_APART * float(sizes_of(corners(faces[0])[None])[0]) else []
 
 
 def corners(face: Detection) -> Floats:

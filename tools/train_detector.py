@@ -28,12 +28,12 @@ from batches import WORKERS, Batch, Batches, Make
 from command_line import Parser, count, run
 from data import DATA
 from detector_scenes import Scenes, augmented, targets
-from evaluate_detector import average_precision, figures, find, held_out_people, validation_photos
+from evaluate_detector import AT_MIN_SCORE, average_precision, figures, find, held_out_people, validation_photos
 from former_network import ADDED, PICTURES, go_on_from
 from keras import layers, ops
 from muon import Muon
 from numpy.typing import NDArray
-from training import BFLOAT16, begin, beginning, commit, rebuilt
+from training import BFLOAT16, begin, beginning, commit, load_checkpoint, rebuilt
 
 from edgefer.errors import InputError
 from edgefer.messages import Image
@@ -48,13 +48,15 @@ as the letterbox is."""
 CANVAS = (256, 256)
 """Width and height in training. Smaller than `far`, for more steps an hour: the network hardly sees further."""
 CALIBRATION_PICTURES = 192
+BOX_WEIGHT, LANDMARKS_WEIGHT = 2.0, 40.0
+"""What the loss of the box and of the landmarks weigh beside the score's."""
 INTENDED_USE = {
     "far": "Faces from 16 px (of a picture 400 px wide) in photos and rooms; the default of analyze.",
     "near": "Faces from 32 px (of a picture 400 px wide), as before a screen or at a door; the default of run.",
 }
 LIMITS = (
-    "Trained on some 8,600 public photos, mostly with the labels of other detectors: weak on faces under 12 px of its "
-    "input, turned on the side or upside down, or seen from behind profile. It finds faces on posters and screens too."
+    "Trained on public photos, mostly with the labels of other detectors: weak on faces under 12 px of its input, on "
+    "those on the side or upside down, and on those behind profile. It finds faces on posters and screens too."
 )
 
 
@@ -135,10 +137,9 @@ def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
     )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     trained.compile(optimizer, loss, jit_compile=backend.COMPILE)
-    optimizer.build(trained.trainable_variables)
     first = 0
     if resume:
-        trained.load_weights(checkpoint)  # with the optimiser's own
+        load_checkpoint(trained, checkpoint)
         first = json.loads(progress(folder).read_text())["epochs_done"]
     print(
         f"seed {seed}, {model.count_params() / 1e3:.0f} k parameters, "
@@ -174,8 +175,8 @@ def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
     for name in INPUTS:
         measured = figures(float_model(name, average, settings), people, photos, "float32")
         print("\n".join(f"{name}, float32: {metric.metric} {metric.value}" for metric in measured))
-        # The others depend on a threshold that is yet to be chosen.
-        kept = tuple(metric for metric in measured if metric.metric.startswith("AP50"))
+        # What depends on the threshold, which is yet to be chosen, doesn't stay.
+        kept = tuple(metric for metric in measured if metric.metric not in AT_MIN_SCORE)
         (folder / f"{name}.json").write_text(dataclasses.replace(card(name, settings), metrics=kept).to_json())
 
 
@@ -258,7 +259,7 @@ def loss(wanted: Any, given: Any) -> Any:
     small = 0.03  # of the face's size: under it the error counts by its square
     smooth = ops.where(error < small, 0.5 * ops.square(error) / small, error - 0.5 * small)
     landmarks = ops.sum(ops.mean(smooth, -1))
-    return (score + 2.0 * box + 40.0 * landmarks) / count
+    return (score + BOX_WEIGHT * box + LANDMARKS_WEIGHT * landmarks) / count
 
 
 def overlaps(wanted: Any, given: Any) -> tuple[Any, Any]:

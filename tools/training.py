@@ -73,12 +73,17 @@ def resume(model: keras.Model, folder: Path) -> list[Figures]:
 
     InputError where the checkpoint is of another network.
     """
+    load_checkpoint(model, checkpoint(folder))
+    return history(folder)
+
+
+def load_checkpoint(model: keras.Model, path: Path) -> None:
+    """Give a compiled model what a checkpoint keeps, its optimiser's state too; InputError where it is of another."""
     model.optimizer.build(model.trainable_variables)
     try:
-        model.load_weights(checkpoint(folder))
+        model.load_weights(path)
     except ValueError as error:
-        raise InputError(f"{checkpoint(folder)}: of another network than the one to train, or damaged") from error
-    return history(folder)
+        raise InputError(f"{path}: of another network than the one to train, or damaged") from error
 
 
 def history(folder: Path) -> list[Figures]:
