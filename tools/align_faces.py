@@ -45,12 +45,21 @@ def main() -> None:
         except InputError:
             continue
         if landmarks := largest_face(detector, image):
-            face = warp(image, align(landmarks), TEMPLATE_SIZE, TEMPLATE_SIZE)
+            face = aligned(image, landmarks)
             jpegs.append(cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].ravel())
     if not jpegs:
         raise InputError(f"{arguments.folder}: no face was found on any of {len(paths)} pictures")
     save_pack(arguments.output, blob=np.concatenate(jpegs), off=np.cumsum([0, *map(len, jpegs)]))
     print(f"{arguments.output}: {len(jpegs)} faces of {len(paths)} pictures")
+
+
+def aligned(image: Image, landmarks: Landmarks) -> Image:
+    """The face at 112x112; beyond a picture that is cut close its edge goes on: a black frame would be learnt too."""
+    edge = max(image.shape[:2]) // 2
+    wider = np.asarray(cv2.copyMakeBorder(image, edge, edge, edge, edge, cv2.BORDER_REPLICATE), np.uint8)
+    matrix = align(landmarks)
+    matrix[:, 2] -= matrix[:, :2].sum(1) * edge
+    return warp(wider, matrix, TEMPLATE_SIZE, TEMPLATE_SIZE)
 
 
 def largest_face(detector: cv2.FaceDetectorYN, image: Image) -> Landmarks | None:
