@@ -35,5 +35,18 @@ def isolated_python(code: str, *arguments: str) -> list[str]:
     return [sys.executable, "-I", "-c", f"import sys; sys.path[:] = {folders!r}\n{code}", *arguments]
 
 
+def is_of_a_later_sqlite(path: Path) -> bool:
+    """Whether the header of a database says that only a later SQLite may write it: of our own files, damage.
+
+    SQLite itself calls such a file read-only. Bytes 18 and 19 are the versions to write and to read it with: 1, or 2
+    for a write-ahead log (https://sqlite.org/fileformat2.html).
+    """
+    try:
+        with path.open("rb") as file:
+            return any(version > 2 for version in file.read(20)[18:])
+    except OSError:
+        return False
+
+
 def _readable(count: int) -> str:
     return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgefer.errors import InputError
+from edgefer.files import is_of_a_later_sqlite
 from edgefer.seal import Seal
 
 log = logging.getLogger(__name__)
@@ -225,6 +226,8 @@ class GalleryFile:
                 raise
 
     def _connect(self, path: Path | None) -> None:
+        if path is not None and is_of_a_later_sqlite(path):
+            raise DamagedGalleryError(path, "its header")
         self._database = sqlite3.connect(path or ":memory:", timeout=PATIENCE_S, isolation_level=None)
         self._database.execute("PRAGMA foreign_keys=ON")
         self._database.execute("PRAGMA secure_delete=ON")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from edgefer import machine
 from edgefer.errors import InputError
+from edgefer.files import is_of_a_later_sqlite
 from edgefer.messages import FaceEvent
 from edgefer.payload import face_event_from_json
 from edgefer.seal import Seal
@@ -189,6 +190,8 @@ class Store:
         # Opened by whoever starts or stops the daemon, then used by one thread.
         if self.path.stat().st_size > MAX_FILE_BYTES:
             raise sqlite3.DatabaseError(f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
+        if is_of_a_later_sqlite(self.path):
+            raise sqlite3.DatabaseError("its header is damaged")
         database = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         database.text_factory = lambda text: text.decode(errors="replace")
         try:

@@ -92,9 +92,9 @@ def test_settings(values):
             show(getattr(found, variable.path[0]))
     else:
         assert "problem(s) with the settings" in str(found)
-        assert not [
-            name for name in secret_names & values.keys() if len(values[name]) > 8 and values[name] in str(found)
-        ]
+        told = " ".join(value for name, value in values.items() if name not in secret_names)  # these may be repeated
+        secrets = [values[name] for name in secret_names & values.keys() if len(values[name]) > 8]
+        assert not [secret for secret in secrets if secret in str(found) and secret not in told]
 
 
 @few
@@ -230,6 +230,7 @@ waiting_file = stored()
 
 @few
 @given(st.one_of(st.binary(max_size=300), damaged(waiting_file)))
+@example(waiting_file[:18] + b"\x03" + waiting_file[19:])  # SQLite calls it read-only
 def test_the_file_of_waiting_events(content):
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / FILE

@@ -67,6 +67,7 @@ class TestDamage:
         params=[
             "not a database",
             "of a format that is yet to come",
+            "to be written by a later SQLite",
             "torn",
             "overwritten in the middle",
             "a flipped bit in a face",
@@ -91,6 +92,7 @@ class TestDamage:
         broken = {
             "not a database": b"not a database at all" * 100,
             "of a format that is yet to come": whole[:47] + b"\x7f" + whole[48:],
+            "to be written by a later SQLite": whole[:18] + b"\x03" + whole[19:],
             "torn": whole[: len(whole) // 2],
             "overwritten in the middle": whole[:20000] + b"\xa5" * 40000 + whole[60000:],
             "a flipped bit in a face": whole.replace(face, flipped),
