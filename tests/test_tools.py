@@ -528,7 +528,8 @@ def test_a_network_goes_on_from_the_mean_of_others_and_learns_what_teachers_answ
     import keras
     import train_emotion
     from emotion_faces import load_faces
-    from emotion_teachers import Teachers, at_most, with_unlabelled
+    from emotion_teachers import Teachers, at_most, mixed, with_unlabelled
+    from former_network import go_on_from_mean
 
     first, second = train_emotion.NETWORKS["fer2013-cnn"].build(3), train_emotion.NETWORKS["fer2013-cnn"].build(3)
     for model, name in ((first, "first"), (second, "second")):
@@ -575,6 +576,10 @@ def test_a_network_goes_on_from_the_mean_of_others_and_learns_what_teachers_answ
     both.half_of(targets, images[::-1].copy(), seen, tmp_path)
     assert len(list(tmp_path.glob("taught-*.npy"))) == 2, "of other images"
 
+    made = mixed(images, np.array([0, 0, 0, 1]), 40, 7)
+    assert made.shape == (40, 48, 48)
+    assert len({face.tobytes() for face in made} - {face.tobytes() for face in images}) > 5, "new faces"
+
     some = at_most(2, np.array([1, 0, 1, 1, 1]))
     assert 1 in some
     assert len(some) == 3
@@ -583,9 +588,9 @@ def test_a_network_goes_on_from_the_mean_of_others_and_learns_what_teachers_answ
     with pytest.raises(InputError, match="--teacher"):
         with_unlabelled(images, targets, [tmp_path / "more.npz"], None, tmp_path)
     with pytest.raises(InputError, match=r"a \.tflite stands alone"):
-        train_emotion.mean_weights(first, [tmp_path / "first.keras", teachers[0]], learnt, names)
+        go_on_from_mean([tmp_path / "first.keras", teachers[0]], first, learnt)
     with pytest.raises(InputError, match=r"float\.tflite tells happy, sad, surprise, and what is learnt is sad, happy"):
-        train_emotion.mean_weights(first, teachers[:1], learnt, ("sad", "happy", "surprise"))
+        train_emotion.check_labels(teachers[:1], ("sad", "happy", "surprise"))
 
 
 def test_a_network_that_diverged_and_one_that_answers_one_thing_end_the_training():

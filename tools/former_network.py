@@ -61,6 +61,17 @@ def go_on_from(path: Path, model: keras.Model, pictures: Floats) -> None:
         raise InputError(f"--start: {path} is another network than the one to train")
 
 
+def go_on_from_mean(paths: Sequence[Path], model: keras.Model, pictures: Floats) -> None:
+    """Give a network the mean of the weights of former ones: of runs that began alike it is often better than each."""
+    if len(paths) > 1 and any(path.suffix == ".tflite" for path in paths):
+        raise InputError("--start: a .tflite stands alone: its kernels are scaled otherwise than those it came from")
+    runs = []
+    for path in paths:
+        go_on_from(path, model, pictures)
+        runs.append(model.get_weights())
+    model.set_weights([np.mean(weights, 0) for weights in zip(*runs, strict=True)])
+
+
 def _take_over(path: Path, model: keras.Model) -> bool:
     """The weights of a model.keras; False where it is another network."""
     whole = keras.models.load_model(path, compile=False)

@@ -29,7 +29,7 @@ from command_line import Parser, count, run
 from data import DATA
 from detector_scenes import Scenes, augmented, targets
 from evaluate_detector import AT_MIN_SCORE, average_precision, figures, find, held_out_people, validation_photos
-from former_network import ADDED, PICTURES, go_on_from
+from former_network import ADDED, PICTURES, go_on_from_mean
 from keras import layers, ops
 from muon import Muon
 from numpy.typing import NDArray
@@ -65,12 +65,18 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/detector"), help="folder to write")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
-    parser.add_argument("--epochs", type=count, default=60, help="%(default)s")
+    parser.add_argument("--epochs", type=int, default=60, help="%(default)s; 0 writes the mean of --start as it is")
     parser.add_argument("--batch", type=count, default=16, help="pictures a step (%(default)s)")
     parser.add_argument("--rate", type=float, default=8e-3, help="the highest learning rate (%(default)s)")
     parser.add_argument("--people-repeats", type=count, default=4, help="times an epoch shows faceboxes_dev")
     parser.add_argument("--more", type=Path, nargs="*", default=[], help="packs of large faces (label_faces.py)")
-    parser.add_argument("--start", type=Path, help="a model of an earlier run, to go on from with a new schedule")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="a model of an earlier run, or several, to go on from (their mean)",
+    )
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31), help="a random one unless given")
     parser.add_argument("--workers", type=count, default=WORKERS, help="processes that make batches (%(default)s)")
     parser.add_argument("--limit", type=count, help="pictures an epoch, and to validate on")
@@ -92,7 +98,7 @@ def main() -> None:
         parser.set_defaults(**kept)
         arguments = parser.parse_args()
     settings = vars(arguments) | run_of
-    settings["more"] = [str(path) for path in settings["more"]]
+    settings |= {name: [str(path) for path in settings[name]] for name in ("more", "start")}
     train(folder, settings, resume=arguments.resume)
 
 
@@ -109,13 +115,14 @@ def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
     data = Path(settings["data"])
     scenes = Scenes(data, settings["people_repeats"], [Path(path) for path in settings["more"]])
     people, photos = held_out_people(data)[:limit], validation_photos(data)[:limit]
-    pictures = min(len(scenes), limit or len(scenes))
-    batches = Batches(maker(scenes), len(scenes), batch, seed, settings["workers"], pictures)
+    shown = min(len(scenes), limit or len(scenes))
+    batches = Batches(maker(scenes), len(scenes), batch, seed, settings["workers"], shown)
     steps = len(batches)
     far = INPUTS["far"]
     former = network(far.height, far.width)
     if settings["start"] and not resume:
-        go_on_from(Path(settings["start"]), former, normalise(fitted(scenes, "far", PICTURES, seed), far))
+        pictures = normalise(fitted(scenes, "far", PICTURES, seed), far)
+        go_on_from_mean([Path(start) for start in settings["start"]], former, pictures)
     model = rebuilt(former, network, bfloat16=settings["bfloat16"])
     if not resume:
         progress(folder).unlink(missing_ok=True)  # of another run, which this one replaces
@@ -123,7 +130,7 @@ def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
     trained = keras.Model(model.input, layers.Concatenate(-1, dtype="float32")(model.outputs))
     warmup = min(400, epochs * steps // 4)
     rate = keras.optimizers.schedules.CosineDecay(
-        1e-5, epochs * steps - warmup, alpha=0.01, warmup_target=settings["rate"], warmup_steps=warmup
+        1e-5, max(1, epochs * steps - warmup), alpha=0.01, warmup_target=settings["rate"], warmup_steps=warmup
     )
     # The average of the weights over the last five hundred steps or so is what is validated and written.
     optimizer = Muon(
@@ -144,7 +151,7 @@ def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
     print(
         f"seed {seed}, {model.count_params() / 1e3:.0f} k parameters, "
         f"{multiplications(*CANVAS[::-1]) / 1e6:.0f} MMAC a canvas, {multiplications(320, 416) / 1e6:.0f} at far; "
-        f"{pictures} pictures an epoch from {len(scenes)}",
+        f"{shown} pictures an epoch from {len(scenes)}",
         flush=True,
     )
 
@@ -170,7 +177,7 @@ def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
             each = (time.monotonic() - started) / (epoch + 1 - first)
             print(f"{line}, {each:.0f} s an epoch, {each * (epochs - epoch - 1) / 60:.0f} min left", flush=True)
 
-    average = averaged(trained, optimizer, model)
+    average = averaged(trained, optimizer, model) if epochs else rebuilt(former, network, bfloat16=False)
     write(average, scenes, settings, folder)
     for name in INPUTS:
         measured = figures(float_model(name, average, settings), people, photos, "float32")

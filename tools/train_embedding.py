@@ -31,7 +31,7 @@ import numpy as np
 from batches import WORKERS, Batch, Batches, Make
 from command_line import Parser, count, run
 from data import DATA, Pack, held_out, open_pack
-from former_network import go_on_from
+from former_network import go_on_from_mean
 from keras import layers, ops
 from muon import Muon
 from numpy.typing import NDArray
@@ -89,7 +89,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31), help="a random one unless given")
     parser.add_argument("--workers", type=count, default=WORKERS, help="processes that make batches (%(default)s)")
     parser.add_argument("--limit", type=count, help="faces of each pack, to try the script")
-    parser.add_argument("--start", type=Path, help="a model of an earlier run, as wide or narrower, to go on from")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="a model of an earlier run, or several, to go on from (their mean)",
+    )
     parser.add_argument("--bfloat16", action="store_true", help=BFLOAT16)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
     arguments = parser.parse_args()
@@ -104,8 +110,8 @@ def main() -> None:
         arguments = parser.parse_args()
     else:
         kept = {name: value for name, value in vars(arguments).items() if name != "resume"}
-        kept |= {"command": shlex.join(["python", *sys.argv]), "more": [str(path) for path in arguments.more]}
-        kept["commit"] = commit()
+        kept |= {name: [str(path) for path in kept[name]] for name in ("more", "start")}
+        kept |= {"command": shlex.join(["python", *sys.argv]), "commit": commit()}
     begin(arguments.seed)
 
     packs = [Path(arguments.data) / "celeba_wild_id_112.npz"]
@@ -127,7 +133,7 @@ def main() -> None:
     model, done = network(), []
     goes_on = arguments.resume and checkpoint(folder).is_file()
     if arguments.start and not goes_on:
-        go_on_from(Path(arguments.start), model, validation[0])
+        go_on_from_mean([Path(start) for start in arguments.start], model, validation[0])
     model = rebuilt(model, network, bfloat16=arguments.bfloat16)
     compile_for(model, faces.middles(), rates)  # with another --epochs, the rest of the way down is steeper or flatter
     if goes_on:

@@ -35,9 +35,9 @@ from data import DATA
 from emotion_faces import GRAY_48, TRAIN, VALIDATION, VOTE_OF, Faces, find_faces
 from emotion_networks import NETWORKS, SIZE, Network
 from emotion_plots import plot_confusion, plot_curves
-from emotion_teachers import Teachers, as_input, with_unlabelled
+from emotion_teachers import Teachers, as_input, mixed, with_unlabelled
 from evaluate_emotion import confusion_matrix
-from former_network import go_on_from
+from former_network import go_on_from_mean
 from keras import layers
 from numpy.typing import NDArray
 from training import (
@@ -105,6 +105,12 @@ def main() -> None:
         default=[],
         help="more faces without labels, packed by align_faces.py, to learn the teachers' answers on",
     )
+    parser.add_argument(
+        "--mixed",
+        type=int,
+        default=0,
+        help="faces made of two training images each, to learn the teachers' answers on (%(default)s)",
+    )
     parser.add_argument("--bfloat16", action="store_true", help=BFLOAT16)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
     arguments = parser.parse_args()
@@ -132,6 +138,11 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
     if arguments.faces:
         packs = [Path(path) for path in arguments.faces]
         images, targets = with_unlabelled(images, targets, packs, teachers, arguments.out)
+    if arguments.mixed:
+        if not teachers:
+            raise InputError("--mixed faces have no labels: name the models that answer for them with --teacher")
+        made = mixed(faces.images[rows], faces.labels[rows], arguments.mixed, arguments.seed)
+        images, targets = np.concatenate([images, made]), np.pad(targets, ((0, len(made)), (0, 0)))
     if teachers:
         targets = teachers.half_of(targets, images, views, arguments.out)
     batches = Batches(maker(images, targets), len(images), arguments.batch, arguments.seed, arguments.workers)
@@ -145,8 +156,9 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
     model, done = build(), []
     goes_on = arguments.resume and checkpoint(arguments.out).is_file()
     if arguments.start and not goes_on:
-        # The mean of runs that began with the same weights is often better than each.
-        model.set_weights(mean_weights(model, arguments.start, validation[0], faces.names))
+        starts = [Path(start) for start in arguments.start]
+        check_labels(starts, faces.names)
+        go_on_from_mean(starts, model, validation[0])
     model = rebuilt(model, build, bfloat16=arguments.bfloat16)
     optimizer = network.optimizer(rates)  # with another --epochs, the rest of the way down is steeper or flatter
     model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"], jit_compile=backend.COMPILE)
@@ -242,12 +254,16 @@ def augment(image: Image, rng: np.random.Generator) -> Image:
     Mild, because 48x48 faces hold little to spare; moving and scaling reach what the crop around a detector's box is
     off by (5 % in position, 10 % in size).
     """
-    turn, scale = rng.uniform(-12, 12), rng.uniform(0.88, 1.14)
+    turn, scale, (right, down) = rng.uniform(-12, 12), rng.uniform(0.88, 1.14), rng.uniform(-3, 3, 2)
+    # Between pixels, sampling blurs: FER2013's own images are sharp, a camera's crops less so.
+    sampling = cv2.INTER_LINEAR if rng.random() < 0.3 else cv2.INTER_LANCZOS4
+    if rng.random() < 0.2:
+        turn, scale, right, down = 0.0, 1.0, round(right), round(down)
     matrix = cv2.getRotationMatrix2D((SIZE / 2 - 0.5, SIZE / 2 - 0.5), turn, scale)
-    matrix = matrix + np.array([[0, 0, rng.uniform(-3, 3)], [0, 0, rng.uniform(-3, 3)]])
+    matrix = matrix + np.array([[0, 0, right], [0, 0, down]])
     if rng.random() < 0.5:
         matrix = matrix @ np.array([[-1, 0, SIZE - 1], [0, 1, 0], [0, 0, 1]])
-    moved = cv2.warpAffine(image, matrix, (SIZE, SIZE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    moved = cv2.warpAffine(image, matrix, (SIZE, SIZE), flags=sampling, borderMode=cv2.BORDER_REPLICATE)
     mean = moved.mean()
     lit = (moved - mean) * rng.uniform(0.7, 1.3) + mean + rng.uniform(-30, 30)
     if rng.random() < 0.25:
@@ -260,20 +276,13 @@ def augment(image: Image, rng: np.random.Generator) -> Image:
 # The model
 
 
-def mean_weights(model: keras.Model, starts: Sequence[Path], images: Floats, names: tuple[str, ...]) -> list[Floats]:
-    """The mean of the weights of former models, each of which this one can go on from; InputError where it can't."""
-    paths = [Path(start) for start in starts]
-    if len(paths) > 1 and any(path.suffix == ".tflite" for path in paths):
-        raise InputError("--start: a .tflite stands alone: its kernels are scaled otherwise than those it came from")
-    runs = []
-    for path in paths:
+def check_labels(starts: Sequence[Path], names: tuple[str, ...]) -> None:
+    """InputError where a former model tells other emotions than those to learn."""
+    for path in starts:
         cards = (path.with_suffix(".json"), path.parent / "card.json")
         told = next((read_card(card).labels for card in cards if card.is_file()), names)
         if told != names:
             raise InputError(f"--start: {path} tells {', '.join(told)}, and what is learnt is {', '.join(names)}")
-        go_on_from(path, model, images)
-        runs.append(model.get_weights())
-    return [np.mean(weights, 0) for weights in zip(*runs, strict=True)]
 
 
 def settle(model: keras.Model, images: Image) -> None:
@@ -355,6 +364,7 @@ def card(arguments: argparse.Namespace, network: Network, faces: Faces, trained_
             ("start", " ".join(map(str, arguments.start)), ""),
             ("teacher", " ".join(map(str, arguments.teacher)), ""),
             ("faces", " ".join(map(str, arguments.faces)), ""),
+            ("mixed", arguments.mixed, 0),
             ("limit", arguments.limit, None),
         )
         if str(value) != str(default)
@@ -402,6 +412,8 @@ def learnt_from(arguments: argparse.Namespace, network: Network, faces: Faces, t
     if arguments.faces:
         packs = ", ".join(Path(path).stem for path in arguments.faces)
         parts.append(f"which were also learnt for faces without labels of {packs}")
+    if arguments.mixed:
+        parts.append(f"and for {arguments.mixed} faces made of two training images each")
     return ", ".join(parts)
 
 

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,11 @@ def rebuilt(model: keras.Model, build: Callable[[], keras.Model], *, bfloat16: b
     return copy
 
 
-def beginning(start: Path | str | None) -> str:
+def beginning(starts: Sequence[Path | str]) -> str:
     """What a card tells of where a run began."""
-    return f"from {Path(start).name} of an earlier run" if start else "random start"
+    if len(starts) > 1:
+        return f"from the mean of {len(starts)} models of earlier runs"
+    return f"from {Path(starts[0]).name} of an earlier run" if starts else "random start"
 
 
 def checkpoint(folder: Path) -> Path:
