@@ -13,12 +13,12 @@ from edgefer.vision.card import Crop
 from edgefer.vision.preprocess import crop_face
 
 _SIZE = 80
-_CROP = Crop("box", 0.86)
+_CROP = Crop("box", 0.8)
 """The face without the edge of hair and background, which is sharp by itself, about as large as in its embedding's
 112 px: blur that is finer than that costs nothing."""
 _NOISE = 1.0
 """The smoothing, in pixels of the crop, that takes a sensor's noise away, which would pass for detail."""
-_HALF_SHARP = 0.008
+_HALF_SHARP = 0.0096
 """Detail, in shares of contrast, at which sharpness is 0.5. A little more blur, and a face begins to lose who it is:
 docs/identity.md has the figures."""
 
