@@ -1,7 +1,6 @@
 """The tracker: one id for one face, through misses and crossings."""
 
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 from edgefer.messages import Box, Detection, Frame
 from edgefer.tracker import CONFIRM_HITS, LOST_AFTER_S, LOST_MISSES, Tracker, match
 
-DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 START = datetime(2026, 11, 20, tzinfo=timezone.utc)
 
 

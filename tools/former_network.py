@@ -1,4 +1,4 @@
-"""A former network to go on from: a model.keras, or the .tflite that it became, so that what ships is a checkpoint too.
+"""Former networks to go on from: a model.keras, or several, or the .tflite of one: what ships is a checkpoint too.
 
 A .tflite holds each batch normalisation folded into the convolution before it. Unfolded, by what pictures make of it,
 it answers the same and learns as it did: gammas and betas are what they were, up to what int8 has lost.
@@ -18,7 +18,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from keras import layers
-from muon import FEWEST_INPUTS
+from muon import is_for_muon
 from numpy.typing import NDArray
 
 from edgefer.errors import InputError
@@ -64,9 +64,10 @@ def go_on_from(path: Path, model: keras.Model, pictures: Floats) -> None:
 def go_on_from_mean(paths: Sequence[Path], model: keras.Model, pictures: Floats) -> None:
     """Give a network the mean of the weights of former ones: of runs that began alike it is often better than each."""
     if len(paths) > 1 and any(path.suffix == ".tflite" for path in paths):
-        raise InputError("--start: a .tflite stands alone: its kernels are scaled otherwise than those it came from")
-    runs = []
+        raise InputError("--start: a .tflite stands alone, for its kernels are scaled otherwise; name its model.keras")
+    begun, runs = model.get_weights(), []
     for path in paths:
+        model.set_weights(begun)  # a narrower model, or one with fewer layers, doesn't set them all
         go_on_from(path, model, pictures)
         runs.append(model.get_weights())
     model.set_weights([np.mean(weights, 0) for weights in zip(*runs, strict=True)])
@@ -155,7 +156,7 @@ def _part(layer: Any, norm: Any, old: int, values: Floats) -> None:
     mean, variance = values.mean((0, 1, 2)), values.var((0, 1, 2))
     depthwise = isinstance(layer, layers.DepthwiseConv2D)
     by_channel = np.moveaxis(kernel, 2 if depthwise else 3, -1)
-    size = MUONS_SIZE if not depthwise and kernel.shape[2] >= FEWEST_INPUTS else ADAMS_SIZE
+    size = MUONS_SIZE if is_for_muon(kernel.shape) else ADAMS_SIZE
     scale = np.ones_like(mean)
     scale[:old] = size / np.sqrt(np.maximum(np.square(by_channel[..., :old]).mean((0, 1, 2)), 1e-12))
     by_channel *= scale

@@ -1,8 +1,9 @@
-"""Make a pack of pictures with one large face each, for train_detector.py to learn landmarks from.
+"""Make a pack of pictures with one sure face each, for train_detector.py to learn landmarks from.
 
     python tools/label_faces.py pictures/ -o runs/detector/large.npz --limit 1500
 
-Boxes and points are SCRFD-2.5g's (`pip install ncnn`); pictures on which YuNet disagrees are left out. The pack has
+Boxes and points are SCRFD-2.5g's (`pip install ncnn`); pictures on which YuNet disagrees are left out, and what may be
+another face is marked to be ignored. The pack has
 the fields of det_train.npz that the trainer reads.
 """
 

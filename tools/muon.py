@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import backend  # noqa: F401  # before Keras
@@ -10,6 +11,11 @@ from keras import ops
 
 FEWEST_INPUTS, FEWEST_OUTPUTS = 4, 16
 """A first convolution sees 3 channels, a depthwise one has one output for each, and a head few: Adam is for those."""
+
+
+def is_for_muon(shape: Sequence[int]) -> bool:
+    """Whether Muon is for a kernel of this shape; Adam is for all else."""
+    return len(shape) == 4 and shape[2] >= FEWEST_INPUTS and shape[3] >= FEWEST_OUTPUTS
 
 
 @keras.saving.register_keras_serializable("edgefer")
@@ -21,8 +27,7 @@ class Muon(keras.optimizers.Muon):  # type: ignore[misc]  # Keras has no types
     """
 
     def _should_use_adamw(self, variable: Any) -> bool:
-        shape = variable.shape
-        return len(shape) != 4 or shape[2] < FEWEST_INPUTS or shape[3] < FEWEST_OUTPUTS
+        return not is_for_muon(variable.shape)
 
     def _muon_update_step(self, gradient: Any, variable: Any, rate: Any, momentum: Any) -> None:
         self.assign_add(momentum, gradient + momentum * (self.momentum - 1))

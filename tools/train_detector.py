@@ -18,6 +18,7 @@ import shlex
 import sys
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,7 +34,7 @@ from former_network import ADDED, PICTURES, go_on_from_mean
 from keras import layers, ops
 from muon import Muon
 from numpy.typing import NDArray
-from training import BFLOAT16, begin, beginning, commit, load_checkpoint, rebuilt
+from training import BFLOAT16, START, begin, beginning, commit, load_checkpoint, rebuilt, started_from
 
 from edgefer.errors import InputError
 from edgefer.messages import Image
@@ -65,18 +66,14 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/detector"), help="folder to write")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=60, help="%(default)s; 0 writes the mean of --start as it is")
+    parser.add_argument(
+        "--epochs", type=partial(count, least=0), default=60, help="%(default)s; 0: the mean of --start"
+    )
     parser.add_argument("--batch", type=count, default=16, help="pictures a step (%(default)s)")
     parser.add_argument("--rate", type=float, default=8e-3, help="the highest learning rate (%(default)s)")
     parser.add_argument("--people-repeats", type=count, default=4, help="times an epoch shows faceboxes_dev")
     parser.add_argument("--more", type=Path, nargs="*", default=[], help="packs of large faces (label_faces.py)")
-    parser.add_argument(
-        "--start",
-        type=Path,
-        nargs="*",
-        default=[],
-        help="a model of an earlier run, or several, to go on from (their mean)",
-    )
+    parser.add_argument("--start", type=Path, nargs="*", default=[], help=START)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31), help="a random one unless given")
     parser.add_argument("--workers", type=count, default=WORKERS, help="processes that make batches (%(default)s)")
     parser.add_argument("--limit", type=count, help="pictures an epoch, and to validate on")
@@ -95,9 +92,11 @@ def main() -> None:
         kept = json.loads((folder / "settings.json").read_text())
         run_of = {name: kept.pop(name, run_of[name]) for name in run_of}
         run_of["command"] += f", resumed by {shlex.join(['python', *sys.argv])}"
-        parser.set_defaults(**kept)
+        parser.set_defaults(**kept | {"start": started_from(kept)})
         arguments = parser.parse_args()
     settings = vars(arguments) | run_of
+    if not settings["epochs"] and (arguments.resume or not settings["start"]):
+        raise InputError("--epochs 0 writes the mean of other runs' models: name them with --start, without --resume")
     settings |= {name: [str(path) for path in settings[name]] for name in ("more", "start")}
     train(folder, settings, resume=arguments.resume)
 

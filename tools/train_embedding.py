@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from training import (
     BFLOAT16,
+    START,
     begin,
     begin_anew,
     beginning,
@@ -46,6 +47,7 @@ from training import (
     fit,
     rebuilt,
     resume,
+    started_from,
     warm_cosine,
 )
 
@@ -67,9 +69,9 @@ SAME_PERSON = 0.45
 SCALE, MARGIN, WEIGHT = 32.0, 0.2, 0.05
 """Of the loss with a margin (CosFace, Wang et al. 2018), and what it weighs beside one minus the cosine."""
 NOBODY = -1
-"""Of whom it isn't held against a face to be like others: whom we validate on."""
+"""Whose faces aren't kept apart from others: whom we validate on, and those below."""
 SURELY = 0.35
-"""A face whose answer is less like the middle of its id's is somebody else's, or can't be seen: 4 % of CelebA's."""
+"""A face whose answer is less like the middle of its id's is somebody else's, or hardly seen: 4 % of CelebA's."""
 CALIBRATION_FACES = 224
 TEACHER_MEAN, TEACHER_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, RGB: what the teacher was trained with."""
@@ -89,13 +91,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31), help="a random one unless given")
     parser.add_argument("--workers", type=count, default=WORKERS, help="processes that make batches (%(default)s)")
     parser.add_argument("--limit", type=count, help="faces of each pack, to try the script")
-    parser.add_argument(
-        "--start",
-        type=Path,
-        nargs="*",
-        default=[],
-        help="a model of an earlier run, or several, to go on from (their mean)",
-    )
+    parser.add_argument("--start", type=Path, nargs="*", default=[], help=START)
     parser.add_argument("--bfloat16", action="store_true", help=BFLOAT16)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
     arguments = parser.parse_args()
@@ -105,6 +101,7 @@ def main() -> None:
         if not (folder / "settings.json").is_file():
             raise InputError(f"nothing to resume: {folder / 'settings.json'} isn't there")
         kept = {"commit": commit()} | json.loads((folder / "settings.json").read_text())
+        kept["start"] = started_from(kept)
         kept["command"] += f", resumed by {shlex.join(['python', *sys.argv])}"
         parser.set_defaults(**kept)
         arguments = parser.parse_args()
@@ -201,16 +198,13 @@ class Faces:
         rows = rows[rows < len(taught)]
         self.jpegs += [pack.jpeg(int(i)) for i in rows]
         self.taught += list(taught[rows])
-        people = np.arange(len(rows))  # everybody is somebody else, unless we know better
-        if "ids" in pack.fields:
-            ids = pack.fields["ids"][rows]
-            for one in np.unique(ids):
-                own = np.flatnonzero(ids == one)
-                middle = units(taught[rows[own]].sum(0, keepdims=True))[0]
-                own = own[taught[rows[own]] @ middle >= SURELY]
-                people[own] = own[:1]
-        numbers = np.unique(people, return_inverse=True)[1]
-        self.people += (max(self.people, default=NOBODY) + 1 + numbers).tolist()
+        ids = pack.fields["ids"][rows] if "ids" in pack.fields else np.arange(len(rows))
+        numbers = max(self.people, default=NOBODY) + 1 + np.unique(ids, return_inverse=True)[1]
+        for number in np.unique(numbers):
+            own = np.flatnonzero(numbers == number)
+            middle = units(taught[rows[own]].sum(0, keepdims=True))[0]
+            numbers[own[taught[rows[own]] @ middle < SURELY]] = NOBODY
+        self.people += numbers.tolist()
 
     def __len__(self) -> int:
         return len(self.jpegs)
@@ -221,8 +215,9 @@ class Faces:
 
     def middles(self) -> Floats:
         """The middle of what the teacher answers for each person's faces, people x 128, of length 1."""
-        sums = np.zeros((max(self.people) + 1, EMBEDDING), np.float32)
-        np.add.at(sums, self.people, np.stack(self.taught))
+        people = np.array(self.people)
+        sums = np.zeros((people.max() + 1, EMBEDDING), np.float32)
+        np.add.at(sums, people[people != NOBODY], np.stack(self.taught)[people != NOBODY])
         return units(sums)
 
 

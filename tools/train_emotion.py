@@ -23,6 +23,7 @@ import json
 import sys
 from collections.abc import Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import backend  # before Keras
@@ -42,6 +43,7 @@ from keras import layers
 from numpy.typing import NDArray
 from training import (
     BFLOAT16,
+    START,
     begin,
     begin_anew,
     best,
@@ -84,13 +86,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the random start and all that chance has a part in")
     parser.add_argument("--workers", type=count, default=WORKERS, help="processes that make batches (%(default)s)")
     parser.add_argument("--limit", type=count, help="train and validate on this many images only: to try the script")
-    parser.add_argument(
-        "--start",
-        type=Path,
-        nargs="*",
-        default=[],
-        help="a model of an earlier run, or several, to go on from (their mean)",
-    )
+    parser.add_argument("--start", type=Path, nargs="*", default=[], help=START)
     parser.add_argument(
         "--teacher",
         type=Path,
@@ -107,7 +103,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--mixed",
-        type=int,
+        type=partial(count, least=0),
         default=0,
         help="faces made of two training images each, to learn the teachers' answers on (%(default)s)",
     )
@@ -409,11 +405,13 @@ def learnt_from(arguments: argparse.Namespace, network: Network, faces: Faces, t
         parts.append("their labels mixed half and half with FER+ votes")
     if arguments.teacher:
         parts.append(f"and that with the answers of {', '.join(Path(path).stem for path in arguments.teacher)}")
+    also = []
     if arguments.faces:
-        packs = ", ".join(Path(path).stem for path in arguments.faces)
-        parts.append(f"which were also learnt for faces without labels of {packs}")
+        also.append(f"faces without labels of {', '.join(Path(path).stem for path in arguments.faces)}")
     if arguments.mixed:
-        parts.append(f"and for {arguments.mixed} faces made of two training images each")
+        also.append(f"{arguments.mixed} faces made of two training images each")
+    if also:
+        parts.append(f"which were also learnt for {' and for '.join(also)}")
     return ", ".join(parts)
 
 

@@ -22,6 +22,8 @@ from edgefer.errors import InputError
 Figures = dict[str, float]
 
 BFLOAT16 = "multiply in bfloat16: faster on a processor (avx512_bf16) or GPU that can, and as good"
+START = "a model of an earlier run, or several, to go on from (their mean)"
+"""What the options of these names do, which all trainers have."""
 
 
 def warm_cosine(rate: float, steps: int, warm_up: int = 500, first: float = 0.0) -> Any:
@@ -47,10 +49,17 @@ def rebuilt(model: keras.Model, build: Callable[[], keras.Model], *, bfloat16: b
     return copy
 
 
+def started_from(kept: dict[str, Any]) -> list[str]:
+    """The models that a run began with, by its kept settings, where one or none stood for itself once."""
+    start = kept.get("start")
+    return start if isinstance(start, list) else [start] if start else []
+
+
 def beginning(starts: Sequence[Path | str]) -> str:
     """What a card tells of where a run began."""
-    if len(starts) > 1:
-        return f"from the mean of {len(starts)} models of earlier runs"
+    models = len(set(map(str, starts)))
+    if models > 1:
+        return f"from the mean of {models} models of earlier runs" + ", some counted twice" * (models < len(starts))
     return f"from {Path(starts[0]).name} of an earlier run" if starts else "random start"
 
 
