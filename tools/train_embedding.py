@@ -296,10 +296,11 @@ def loss_beside(middles: Floats) -> Any:
     The second is CosFace's loss (Wang et al. 2018) with fixed middles, but for those that the teacher takes for the
     same person's.
     """
+    everybody = ops.convert_to_tensor(middles)
 
     def loss(wanted: Any, given: Any) -> Any:
         people = ops.cast(ops.convert_to_tensor(wanted)[:, EMBEDDING], "int32")
-        known, everybody = ops.cast(people >= 0, "float32"), ops.convert_to_tensor(middles)
+        known = ops.cast(people >= 0, "float32")
         own, answers = ops.take(everybody, ops.maximum(people, 0), 0), ops.normalize(given, axis=-1)
         right = SCALE * (ops.sum(own * answers, -1) - MARGIN)
         stranger = own @ ops.transpose(everybody) < SAME_PERSON
