@@ -528,7 +528,7 @@ def test_a_network_goes_on_from_the_mean_of_others_and_learns_what_teachers_answ
     import keras
     import train_emotion
     from emotion_faces import load_faces
-    from emotion_teachers import Teachers, at_most, mixed, with_unlabelled
+    from emotion_teachers import Teachers, at_most, pairs_mixed, with_unlabelled
     from former_network import go_on_from_mean
 
     first, second = train_emotion.NETWORKS["fer2013-cnn"].build(3), train_emotion.NETWORKS["fer2013-cnn"].build(3)
@@ -576,9 +576,9 @@ def test_a_network_goes_on_from_the_mean_of_others_and_learns_what_teachers_answ
     both.half_of(targets, images[::-1].copy(), seen, tmp_path)
     assert len(list(tmp_path.glob("taught-*.npy"))) == 2, "of other images"
 
-    made = mixed(images, np.array([0, 0, 0, 1]), 40, 7)
-    assert made.shape == (40, 48, 48)
-    assert len({face.tobytes() for face in made} - {face.tobytes() for face in images}) > 5, "new faces"
+    dark, bright = images[:2] // 4, images[:2] // 4 + 128
+    made = pairs_mixed(np.concatenate([dark, bright[:1]]), np.array([0, 0, 1]), 40, 7)
+    assert 10 < sum(face.mean() > 127 for face in made) < 30, "under the light of the first, of labels drawn evenly"
 
     some = at_most(2, np.array([1, 0, 1, 1, 1]))
     assert 1 in some
@@ -633,14 +633,17 @@ def test_a_trainer_runs_and_resumes(tmp_path, script, limit, leaves):
     import keras
 
     output = "--out" if script == "train_emotion.py" else "-o"
-    tool(script, output, tmp_path, "--data", DATA, "--epochs", 1, "--limit", limit, "--bfloat16")
+    made = ["--mixed", 16] if script == "train_embedding.py" else []
+    tool(script, output, tmp_path, "--data", DATA, "--epochs", 1, "--limit", limit, "--bfloat16", *made)
     for name in leaves:
         assert (tmp_path / name).stat().st_size > 0
         if name.endswith(".keras"):
             assert b"bfloat16" not in zipfile.ZipFile(tmp_path / name).read("config.json"), "what is converted is float"
     for name in leaves:
         if name.endswith(".json"):
-            assert read_card(tmp_path / name).licence == "LicenseRef-edgefer-models-research-only"
+            card = read_card(tmp_path / name)
+            assert card.licence == "LicenseRef-edgefer-models-research-only"
+            assert ("16 of them made of two others each" in card.training["data"]) == bool(made)
     if script == "train_detector.py":
         told = tool(script, output, tmp_path, "--resume", "--epochs", 2).stdout
         assert "epoch 1 of" not in told

@@ -11,6 +11,7 @@ import numpy as np
 from data import Pack, open_pack
 from emotion_faces import GRAY_48, at_size
 from emotion_networks import SIZE
+from mixing import mixed
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -93,22 +94,14 @@ def with_unlabelled(
     return np.concatenate([images, faces]), np.pad(targets, ((0, len(faces)), (0, 0)))
 
 
-def mixed(images: Image, labels: NDArray[np.intp], number: int, seed: int) -> Image:
-    """Faces made of two images each (n x 48 x 48), of labels drawn evenly: faces that no teacher has seen.
-
-    Half are the two blended, half the eyes of one over the mouth of the other, under one light.
-    """
+def pairs_mixed(images: Image, labels: NDArray[np.intp], number: int, seed: int) -> Image:
+    """Faces made of two images each (n x 48 x 48), of labels drawn evenly: faces that no teacher has seen."""
     rng = np.random.default_rng(seed)
     rows = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     made = np.empty((number, *images.shape[1:]), np.uint8)
     for i in range(number):
-        one, other = (images[rng.choice(rows[rng.integers(len(rows))])].astype(np.float32) for _ in range(2))
-        if rng.random() < 0.5:
-            other = other[:, ::-1]
-        other = (other - other.mean()) * (one.std() / max(other.std(), 1.0)) + one.mean()
-        seam = (np.arange(SIZE) - rng.uniform(20, 32)) / 2
-        share = rng.uniform(0.35, 0.65) if rng.random() < 0.5 else 1 / (1 + np.exp(-seam[:, None]))
-        made[i] = np.clip(one + (other - one) * share, 0, 255)
+        one, other = (images[rng.choice(rows[rng.integers(len(rows))])] for _ in range(2))
+        made[i] = mixed(one, other, rng)
     return made
 
 

@@ -21,6 +21,7 @@ import shlex
 import sys
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from command_line import Parser, count, run
 from data import DATA, Pack, held_out, open_pack
 from former_network import go_on_from_mean
 from keras import layers, ops
+from mixing import mixed
 from muon import Muon
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -69,9 +71,11 @@ SAME_PERSON = 0.45
 SCALE, MARGIN, WEIGHT = 32.0, 0.2, 0.05
 """Of the loss with a margin (CosFace, Wang et al. 2018), and what it weighs beside one minus the cosine."""
 NOBODY = -1
-"""Whose faces aren't kept apart from others: whom we validate on, and those below."""
+"""Whose faces aren't kept apart from others: whom we validate on, made faces, and those below."""
 SURELY = 0.35
 """A face whose answer is less like the middle of its id's is somebody else's, or hardly seen: 4 % of CelebA's."""
+STRETCH = 2.0
+"""Pixels, of 112, by which a made face's features are moved (a standard deviation), each of a 4x4 grid by itself."""
 CALIBRATION_FACES = 224
 TEACHER_MEAN, TEACHER_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, RGB: what the teacher was trained with."""
@@ -85,6 +89,12 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path("runs/embedding"), help="the run's folder (%(default)s)")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
     parser.add_argument("--more", type=Path, nargs="*", default=[], help="packs of aligned faces (align_faces.py)")
+    parser.add_argument(
+        "--mixed",
+        type=partial(count, least=0),
+        default=0,
+        help="faces made of two others each, to learn the teacher's answers on (%(default)s)",
+    )
     parser.add_argument("--epochs", type=count, default=40, help="%(default)s")
     parser.add_argument("--batch", type=count, default=128, help="faces a step (%(default)s)")
     parser.add_argument("--rate", type=float, default=0.012, help="the highest learning rate (%(default)s)")
@@ -113,15 +123,18 @@ def main() -> None:
 
     packs = [Path(arguments.data) / "celeba_wild_id_112.npz"]
     packs += [Path(more) for more in arguments.more] or [Path(arguments.data) / "utk_112.npz"]
-    faces, held = Faces(), Faces()
+    faces, held, peers = Faces(), Faces(), Path(arguments.data) / "peers"
     for path in packs:
         pack = open_pack(path)
-        taught = teach(path, pack, folder / "teacher", Path(arguments.data) / "peers", arguments.limit)
+        taught = teach(pack, folder / "teacher", peers, arguments.limit)
         apart = held_out(pack)[: len(taught)]
         held.add(pack, np.flatnonzero(apart), taught)
         # Pictures of a person who is held out may stand in another pack too.
         new = (taught @ np.stack(held.taught).T).max(1) < SAME_PERSON if held.taught else ~apart
         faces.add(pack, np.flatnonzero(~apart & new), taught)
+    if arguments.mixed:
+        made = pairs_mixed(faces, arguments.mixed, arguments.seed)
+        faces.add(made, np.arange(len(made)), teach(made, folder / "teacher", peers))
     batches = Batches(maker(faces), len(faces), arguments.batch, arguments.seed, arguments.workers)
     pictures = np.stack([normalise(held.picture(i), INPUT) for i in range(len(held))])
     validation = pictures, targets(held.taught, [NOBODY] * len(held))
@@ -157,14 +170,15 @@ def main() -> None:
 # The data
 
 
-def teach(path: Path, pack: Pack, folder: Path, peers: Path, limit: int | None) -> Floats:
+def teach(pack: Pack, folder: Path, peers: Path, limit: int | None = None) -> Floats:
     """The teacher's unit vectors for the faces of a pack, n x 128; computed once and kept in `folder`.
 
     Each is the mean of the face's and its mirror image's: steadier, and learnt from both.
     """
     # Another pack of the same name is known by its pictures' sizes.
     digest = zlib.crc32(pack.fields["off"].tobytes())
-    kept = folder / f"{path.stem}-{digest:08x}{'' if limit is None else f'-{limit}'}.npy"
+    name = Path(pack.name).stem
+    kept = folder / f"{name}-{digest:08x}{'' if limit is None else f'-{limit}'}.npy"
     if kept.is_file():
         vectors: Floats = np.load(kept)
         return vectors
@@ -174,7 +188,7 @@ def teach(path: Path, pack: Pack, folder: Path, peers: Path, limit: int | None) 
     options.intra_op_num_threads = 1  # several for one small face wait for each other most of the time
     teacher = InferenceSession(str(peers / "foamliu_MobileFaceNet.onnx"), options)
     answers = []
-    for i in tqdm(range(len(pack))[:limit], desc=f"teacher on {path.stem}", unit="face", mininterval=10):
+    for i in tqdm(range(len(pack))[:limit], desc=f"teacher on {name}", unit="face", mininterval=10):
         rgb = cv2.cvtColor(pack.picture(i), cv2.COLOR_BGR2RGB) / 255.0
         x = ((rgb - TEACHER_MEAN) / TEACHER_DEVIATION).astype(np.float32).transpose(2, 0, 1)
         both = [teacher.run(None, {"input0": face[None]})[0][0] for face in (x, x[..., ::-1])]
@@ -203,7 +217,7 @@ class Faces:
         for number in np.unique(numbers):
             own = np.flatnonzero(numbers == number)
             middle = units(taught[rows[own]].sum(0, keepdims=True))[0]
-            numbers[own[taught[rows[own]] @ middle < SURELY]] = NOBODY
+            numbers[own[(ids[own] == NOBODY) | (taught[rows[own]] @ middle < SURELY)]] = NOBODY
         self.people += numbers.tolist()
 
     def __len__(self) -> int:
@@ -219,6 +233,27 @@ class Faces:
         sums = np.zeros((people.max() + 1, EMBEDDING), np.float32)
         np.add.at(sums, people[people != NOBODY], np.stack(self.taught)[people != NOBODY])
         return units(sums)
+
+
+def pairs_mixed(faces: Faces, number: int, seed: int) -> Pack:
+    """Faces made of two each, of other proportions: people whom no picture shows, and the teacher tells apart too."""
+    rng = np.random.default_rng(seed)
+    jpegs = []
+    for _ in range(number):
+        one, other = (faces.picture(int(i)) for i in rng.integers(len(faces), size=2))
+        jpegs.append(cv2.imencode(".jpg", stretched(mixed(one, other, rng), rng))[1].ravel())
+    off = np.cumsum([0, *map(len, jpegs)])
+    return Pack("mixed", {"blob": np.concatenate(jpegs), "off": off, "ids": np.full(number, NOBODY)})
+
+
+def stretched(face: Image, rng: np.random.Generator) -> Image:
+    """The face with its features a little elsewhere, as another's are."""
+    right, down = (
+        cv2.resize(grid, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
+        for grid in rng.normal(0, STRETCH, (2, 4, 4)).astype(np.float32)
+    )
+    x, y = np.meshgrid(np.arange(SIZE, dtype=np.float32), np.arange(SIZE, dtype=np.float32))
+    return np.asarray(cv2.remap(face, x + right, y + down, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE))
 
 
 def maker(faces: Faces) -> Make:
@@ -321,6 +356,7 @@ def compile_for(model: keras.Model, middles: Floats, rates: Any) -> None:
 
 def card(settings: dict[str, Any], learnt: int, packs: list[str]) -> ModelCard:
     """The model's card, before its threshold is fitted and its figures are measured."""
+    made = f"; {settings['mixed']} of them made of two others each" if settings.get("mixed") else ""
     return ModelCard(
         schema="edgefer.model/1",
         name="identity-112",
@@ -332,7 +368,7 @@ def card(settings: dict[str, Any], learnt: int, packs: list[str]) -> ModelCard:
         thresholds={"match": 0.5, "margin": 0.05},
         training={
             "command": settings["command"],
-            "data": f"{learnt} aligned faces ({', '.join(packs)}), to the answers of a public MobileFaceNet "
+            "data": f"{learnt} aligned faces ({', '.join(packs)}{made}), to the answers of a public MobileFaceNet "
             f"(LFW 99.2 %); {beginning(settings['start'])}; the last 25 CelebA people held out",
             "seed": settings["seed"],
             "commit": settings["commit"],

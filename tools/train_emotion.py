@@ -36,7 +36,7 @@ from data import DATA
 from emotion_faces import GRAY_48, TRAIN, VALIDATION, VOTE_OF, Faces, find_faces
 from emotion_networks import NETWORKS, SIZE, Network
 from emotion_plots import plot_confusion, plot_curves
-from emotion_teachers import Teachers, as_input, mixed, with_unlabelled
+from emotion_teachers import Teachers, as_input, pairs_mixed, with_unlabelled
 from evaluate_emotion import confusion_matrix
 from former_network import go_on_from_mean
 from keras import layers
@@ -137,7 +137,7 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
     if arguments.mixed:
         if not teachers:
             raise InputError("--mixed faces have no labels: name the models that answer for them with --teacher")
-        made = mixed(faces.images[rows], faces.labels[rows], arguments.mixed, arguments.seed)
+        made = pairs_mixed(faces.images[rows], faces.labels[rows], arguments.mixed, arguments.seed)
         images, targets = np.concatenate([images, made]), np.pad(targets, ((0, len(made)), (0, 0)))
     if teachers:
         targets = teachers.half_of(targets, images, views, arguments.out)
