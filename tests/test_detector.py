@@ -369,7 +369,8 @@ def test_points_go_where_the_picture_goes(tools, monkeypatch):
             around = round(size / 4)
             left, top = round(float(x)) - around, round(float(y)) - around
             spot = made.image[max(top, 0) : top + 2 * around, max(left, 0) : left + 2 * around, 0].astype(float)
-            if spot.shape == (2 * around, 2 * around) and spot[0].max() == spot[:, 0].max() == spot[-1].max() == 0:
+            whole = spot.sum() > 0.97 * 255 * (size / 5) ** 2  # none is cut where a tile ends
+            if whole and spot.shape == (2 * around, 2 * around) and spot[[0, -1]].max() == spot[:, [0, -1]].max() == 0:
                 rows, columns = np.mgrid[0 : 2 * around, 0 : 2 * around] + 0.5
                 found = left + (spot * columns).sum() / spot.sum(), top + (spot * rows).sum() / spot.sum()
                 np.testing.assert_allclose(found, (x, y), atol=0.15)

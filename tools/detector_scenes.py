@@ -25,7 +25,7 @@ SMALLEST_FACE = 6.0
 
 CLOSE_FACE = 24.0
 """Pixels of a picture; the landmarks of smaller faces are too coarse to learn more than where about they are."""
-CLOSE_UPS = 0.3
+CLOSE_UPS = 0.2
 """The share of canvases that are tiled with faces shown close: ten on average, where three of four others hold one of
 24 to 128 px with landmarks. These take many faces to learn, and no empty places."""
 TILT = 20.0

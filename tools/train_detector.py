@@ -49,7 +49,7 @@ as the letterbox is."""
 CANVAS = (256, 256)
 """Width and height in training. Smaller than `far`, for more steps an hour: the network hardly sees further."""
 CALIBRATION_PICTURES = 192
-BOX_WEIGHT, LANDMARKS_WEIGHT = 2.0, 40.0
+BOX_WEIGHT, LANDMARKS_WEIGHT = 2.0, 20.0
 """What the loss of the box and of the landmarks weigh beside the score's."""
 INTENDED_USE = {
     "far": "Faces from 16 px (of a picture 400 px wide) in photos and rooms; the default of analyze.",
@@ -195,6 +195,7 @@ def network(height: int | None = None, width: int | None = None) -> keras.Model:
     x = convolution(picture, 8, 3, 2)
     x = convolution(x, 24, 3, 2)
     # Where a face is, to less than a pixel, is told by the finest of what is seen.
+    x = residual(x, begin=0)
     with keras.name_scope(ADDED):
         x = residual(x, begin=0)
     eighth = residual(convolution(x, 40, 3, 2))
