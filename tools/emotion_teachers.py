@@ -1,9 +1,9 @@
-"""What tools/train_emotion.py learns from other models: their answers, steadied over several views of each image."""
+"""What tools/train_emotion.py learns from other models: their answers, steadied by the mirror image's."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -31,8 +31,6 @@ MOST = 2500
 smile, or do nothing."""
 
 Floats = NDArray[np.float32]
-Views = Callable[[Image, np.random.Generator], Sequence[Image]]
-"""Several pictures of a face that show the same emotion."""
 
 
 class Teachers:
@@ -53,25 +51,26 @@ class Teachers:
             told.append(reader.read(at_size(image, size.width, size.height)))
         return np.asarray(np.mean(told, 0), np.float32)
 
-    def half_of(self, targets: Floats, images: Image, seen: Views, folder: Path) -> Floats:
+    def half_of(self, targets: Floats, images: Image, folder: Path) -> Floats:
         """What to learn for images: half targets, half their answers; these alone where a target (n x classes) is 0.
 
-        An answer is the mean of those for the views of an image, which is better than each. They are computed once, and
-        kept in `folder`.
+        They are computed once, and kept in `folder`.
         """
-        told = self.asked(images, seen, folder / "taught")
+        told = self.asked(images, folder / "taught")
         return np.asarray(targets / 2 + (1 - targets.sum(1, keepdims=True) / 2) * told, np.float32)
 
-    def asked(self, images: Image, seen: Views, kept: Path) -> Floats:
-        """Their mean answers for the views of each image, n x classes; computed once, and kept beside `kept`."""
+    def asked(self, images: Image, kept: Path) -> Floats:
+        """Their mean answers for each image and its mirror image, n x classes; computed once, and kept beside `kept`.
+
+        The mean of both is better than each.
+        """
         models = "".join(reader.model.card.to_json() for reader in self._readers)
         digest = zlib.crc32(models.encode(), zlib.crc32(images.tobytes()))
         kept = kept.with_name(f"{kept.name}-{digest:08x}.npy")
         if kept.is_file():
             told: Floats = np.load(kept)
             return told
-        every = (seen(image, np.random.default_rng((digest, number))) for number, image in enumerate(images))
-        means = (np.mean([self(view) for view in views], 0) for views in every)
+        means = ((self(image) + self(image[:, ::-1])) / 2 for image in images)
         told = np.stack(list(tqdm(means, desc="teachers", total=len(images), unit="face", mininterval=10)))
         aside = kept.with_name("writing.npy")
         np.save(aside, told)
@@ -79,19 +78,14 @@ class Teachers:
         return told
 
 
-def with_unlabelled(
-    images: Image, targets: Floats, packs: Sequence[Path], teachers: Teachers | None, folder: Path
-) -> tuple[Image, Floats]:
-    """The images, and after them the packs' faces, whose targets are 0: MOST that the teachers take for one emotion.
+def unlabelled(packs: Sequence[Path], teachers: Teachers, folder: Path) -> Image:
+    """The packs' faces, n x 48 x 48: MOST that the teachers take for one emotion.
 
     What they answer is kept in `folder`.
     """
-    if not teachers:
-        raise InputError("--faces have no labels: name the models that answer for them with --teacher")
     faces = np.concatenate([as_framed(open_pack(path)) for path in packs])
-    told = teachers.asked(faces, lambda face, _: [face], folder / "unlabelled")
-    faces = faces[at_most(MOST, told.argmax(1))]
-    return np.concatenate([images, faces]), np.pad(targets, ((0, len(faces)), (0, 0)))
+    told = teachers.asked(faces, folder / "unlabelled")
+    return faces[at_most(MOST, told.argmax(1))]
 
 
 def pairs_mixed(images: Image, labels: NDArray[np.intp], number: int, seed: int) -> Image:

@@ -36,7 +36,7 @@ from data import DATA
 from emotion_faces import GRAY_48, TRAIN, VALIDATION, VOTE_OF, Faces, find_faces
 from emotion_networks import NETWORKS, SIZE, Network
 from emotion_plots import plot_confusion, plot_curves
-from emotion_teachers import Teachers, as_input, pairs_mixed, with_unlabelled
+from emotion_teachers import Teachers, as_input, pairs_mixed, unlabelled
 from evaluate_emotion import confusion_matrix
 from former_network import go_on_from_mean
 from keras import layers
@@ -131,16 +131,16 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
     targets = soft_targets(faces) if network.votes else np.eye(len(faces.names), dtype=np.float32)[faces.labels]
     images, targets = faces.images[rows], targets[rows]
     teachers = Teachers([Path(path) for path in arguments.teacher], faces.names) if arguments.teacher else None
-    if arguments.faces:
-        packs = [Path(path) for path in arguments.faces]
-        images, targets = with_unlabelled(images, targets, packs, teachers, arguments.out)
-    if arguments.mixed:
+    if arguments.faces or arguments.mixed:
         if not teachers:
-            raise InputError("--mixed faces have no labels: name the models that answer for them with --teacher")
-        made = pairs_mixed(faces.images[rows], faces.labels[rows], arguments.mixed, arguments.seed)
-        images, targets = np.concatenate([images, made]), np.pad(targets, ((0, len(made)), (0, 0)))
+            raise InputError("--faces and --mixed ones have no labels: name models that answer for them with --teacher")
+        more = [pairs_mixed(faces.images[rows], faces.labels[rows], arguments.mixed, arguments.seed)]
+        if arguments.faces:
+            more.append(unlabelled([Path(path) for path in arguments.faces], teachers, arguments.out))
+        images = np.concatenate([images, *more])
+        targets = np.pad(targets, ((0, len(images) - len(targets)), (0, 0)))
     if teachers:
-        targets = teachers.half_of(targets, images, views, arguments.out)
+        targets = teachers.half_of(targets, images, arguments.out)
     batches = Batches(maker(images, targets), len(images), arguments.batch, arguments.seed, arguments.workers)
     validation = as_input(faces.images[held]), np.eye(len(faces.names), dtype=np.float32)[faces.labels[held]]
 
@@ -237,11 +237,6 @@ def maker(images: Image, targets: Floats) -> Make:
         return as_input(np.stack([augment(images[row], rng) for row in rows])), targets[rows]
 
     return make
-
-
-def views(image: Image, rng: np.random.Generator) -> list[Image]:
-    """What teachers are asked about: the image, mirrored, and two others of the same face."""
-    return [image, image[:, ::-1], augment(image, rng), augment(image, rng)]
 
 
 def augment(image: Image, rng: np.random.Generator) -> Image:
