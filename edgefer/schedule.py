@@ -46,6 +46,10 @@ class Schedule:
             history.best = max(history.best, face.quality.weight)
         return due[: self._budget]
 
+    def look_again(self, face: Face) -> None:
+        """Read a face in the next frame as well."""
+        self._of(face).last_s = float("-inf")
+
     def _is_due(self, frame: Frame, face: Face) -> bool:
         history = self._of(face)
         return (
