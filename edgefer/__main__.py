@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import functools
 import io
 import logging
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from edgefer import __version__, logs
-from edgefer.errors import EdgeferError, SettingsError, UsageError
+from edgefer.errors import EdgeferError, InputError, SettingsError, UsageError
 from edgefer.escape import escape_lines
 from edgefer.settings import Settings, load_settings, show, variables
 
@@ -45,9 +46,21 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `edgefer analyze ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:
+        if error.errno not in (errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC) or error.filename is not None:
+            raise
+        # What fails in a file of ours is told by its name: it was `edgefer people export > FILE` on a full disk.
+        _drop_output()
+        print(f"edgefer: standard output can't be written: {error.strerror}", file=sys.stderr)
+        return InputError.exit_code
     return code
+
+
+def _drop_output() -> None:
+    """Nothing more goes to standard output, not even what waits to be written at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(_: argparse.Namespace) -> int:

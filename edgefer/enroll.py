@@ -23,9 +23,10 @@ from edgefer.identify import identity_rule
 from edgefer.latest import Latest
 from edgefer.looks import EVERY_S, Look, look
 from edgefer.messages import Image
-from edgefer.pictures import decode, list_pictures, read_picture
+from edgefer.pictures import decode, left_out, list_pictures, read_picture
 from edgefer.settings import Settings
 from edgefer.vision import Vision, load_vision
+from edgefer.vision.embedder import units
 from edgefer.vision.model import find_card
 
 FRAME_S = 10.0
@@ -114,7 +115,8 @@ def look_at_pictures(settings: Settings, paths: Sequence[Path], *, keep: bool = 
         try:
             image = read_picture(path)
         except InputError as error:
-            yield Look(str(path), str(error).removeprefix(f"{path}: "))
+            reason = str(error).removeprefix(f"{path}: ")
+            yield Look(str(path), "a folder within: name it as well" if path.is_dir() else reason)
             continue
         yield _look(str(path), image, vision, keep=keep)
 
@@ -144,14 +146,17 @@ def relearn(settings: Settings) -> Iterator[tuple[str, Look]]:
 
 
 def list_all(paths: Sequence[Path]) -> list[Path]:
-    """The pictures that are meant: a folder stands for those in it. InputError when one can't be looked at."""
+    """The pictures that are meant: a folder stands for those in it, and for what else may be meant there.
+
+    InputError when one can't be looked at.
+    """
     found: list[Path] = []
     for path in paths:
         try:
             is_folder = stat.S_ISDIR(path.stat().st_mode)
         except OSError as error:
             raise InputError(f"{path}: can't be read: {error.strerror}") from error
-        found += list_pictures(path) if is_folder else [path]
+        found += [*list_pictures(path), *left_out(path)] if is_folder else [path]
     return found
 
 
@@ -280,8 +285,17 @@ def _alike(
     used: Sequence[Template],
     threshold: float,
 ) -> Alike | None:
-    """Who else is so near that they could be taken for one person, the nearest one."""
+    """Who else is so near that they could be taken for one person, the nearest one; by faces and means, as a match."""
     faces = np.stack([template.embedding for template in used])
-    others = [Alike(other, float((faces @ theirs.T).max()), other in ignoring) for other, theirs in known.items()]
-    others = [other for other in others if other.name != name and other.similarity >= threshold]
+    own = known.get(name, faces)
+    others = []
+    for other, theirs in known.items():
+        near = max((faces @ _with_mean(theirs).T).max(), (_with_mean(own)[-1] @ theirs.T).max())
+        if other != name and near >= threshold:
+            others.append(Alike(other, float(near), other in ignoring))
     return max(others, key=lambda other: other.similarity, default=None)
+
+
+def _with_mean(faces: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A person's faces (n x size), and what all of them share."""
+    return np.concatenate([faces, units(faces.sum(0, keepdims=True))])

@@ -9,6 +9,7 @@ itself, and keeps quality and time.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from datetime import datetime
@@ -20,6 +21,8 @@ from edgefer.errors import InputError, UsageError
 from edgefer.gallery import Gallery, Newcomer, Template, check_name, model_id, tidy_name
 from edgefer.vision.card import ModelCard
 from edgefer.vision.embedder import Embedding
+
+log = logging.getLogger(__name__)
 
 SCHEMA = "edgefer.people/1"
 
@@ -64,6 +67,8 @@ def read_people(text: str, card: ModelCard, size: int, made_by: str | None) -> l
             f"these were made by the model {made_by}, and the one in use is {model}: their numbers can't be compared. "
             "Name that model with EDGEFER_IDENTITY__MODEL, or enrol from pictures"
         )
+    if made_by != model:
+        log.warning("taken for embeddings by %s: what another version of it made can't be compared", model)
     if not isinstance(data, dict):
         raise InputError(f"{SCHEMA} without its people")
     if not data:
@@ -94,7 +99,9 @@ def _newcomer(name: str, value: Any, size: int) -> Newcomer:
             or not all(isinstance(template, dict) for template in templates)
         ):
             raise InputError(f"{name}: no templates")
-        return Newcomer(name, [_template(name, template, size) for template in templates], value.get("ignored") is True)
+        if not isinstance(ignored := value.get("ignored", False), bool):
+            raise InputError(f"{name}: ignored is true or false, not {ignored!r}")
+        return Newcomer(name, [_template(name, template, size) for template in templates], ignored)
     if not isinstance(value, list) or not value:
         raise InputError(f"{name}: a list of numbers, or a list of such lists, was expected")
     vectors = value if isinstance(value[0], list) else [value]

@@ -21,6 +21,25 @@ def read_bounded(path: Path, limit: int) -> bytes:
     return content
 
 
+def write_private(path: Path, text: str) -> None:
+    """Write a file for its owner only, whole or not at all: what was there before stays until then. OSError if not."""
+    if path.exists() and not path.is_file():  # a terminal, a pipe
+        path.write_text(text, encoding="utf-8")
+        return
+    path = path.resolve()
+    aside = path.with_name(f".{path.name}.writing")
+    try:
+        aside.unlink(missing_ok=True)
+        with open(aside, "x", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+
+
 def expand_home(path: str | Path) -> Path:
     """The path with a `~` at its start made a home; as it is where that is nobody's."""
     return Path(os.path.expanduser(path))  # noqa: PTH111  # pathlib's raises on the ~ of an unknown user

@@ -81,7 +81,11 @@ class GalleryFile:
         self._seal: Seal | None = None
         with self.errors():
             if not create:
-                self._open(key, is_there=not blank and _identity(path) is not None)
+                is_there = not blank and _identity(path) is not None
+                if is_there:
+                    with suppress(OSError):  # somebody else's, or on a read-only disk
+                        _close_to_others(path)  # a copy may have been put there by hand
+                self._open(key, is_there=is_there)
                 return
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with _alone_in(path.parent):
@@ -358,10 +362,14 @@ def _set_aside(path: Path) -> Path:
 def _make_private(path: Path) -> None:
     """Make the file where it isn't there; for its owner only, who is the folder's where root is at work."""
     path.touch(mode=0o600)
-    if path.stat().st_mode & 0o077:
-        path.chmod(0o600)
+    _close_to_others(path)
     if os.geteuid() == 0:  # the service's user, perhaps; SQLite gives what it puts beside the file the same owner
         os.chown(path, path.parent.stat().st_uid, path.parent.stat().st_gid)
+
+
+def _close_to_others(path: Path) -> None:
+    if path.stat().st_mode & 0o077:
+        path.chmod(0o600)
 
 
 @contextmanager

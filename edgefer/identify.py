@@ -32,8 +32,8 @@ MIN_READINGS = 3
 MEMORY = 0.8
 """What a reading still counts when the next one comes: the last five make two thirds of a decision."""
 UNLIKE, WELL_SEEN = 0.35, 0.25
-"""A well seen face (by its weight) whose cosine to its track so far is under this is somebody else's: 99.8 % of others are
-by the shipped model, while in a clip a face stays over 0.75 of itself. Seen badly, it may be anybody's."""
+"""A well seen face (by its weight) whose cosine to its track so far is under this is somebody else's: by the shipped
+model 99.8 % of others are, while in a clip a face stays over 0.75. Seen badly, it may be anybody's."""
 UNTOLD = 0.5
 """The threshold of a model whose card has none."""
 HYSTERESIS = 0.05

@@ -13,7 +13,7 @@ from edgefer.control import is_daemon_there
 from edgefer.enroll import relearn
 from edgefer.errors import BrokerError, InputError, UsageError
 from edgefer.exchange import export_people, read_people
-from edgefer.files import read_bounded
+from edgefer.files import read_bounded, write_private
 from edgefer.gallery import FILE, Gallery, check_name, open_gallery
 from edgefer.gallery_file import TracesLeftError, kept_aside
 from edgefer.identify import identity_rule
@@ -108,10 +108,7 @@ def export(settings: Settings, options: argparse.Namespace) -> int:
         sys.stdout.write(text)
         return 0
     try:
-        options.file.touch(mode=0o600)
-        if options.file.is_file():
-            options.file.chmod(0o600)
-        options.file.write_text(text, encoding="utf-8")
+        write_private(options.file, text)
     except OSError as error:
         raise InputError(f"{options.file}: can't be written: {error.strerror}") from error
     return 0
@@ -172,16 +169,18 @@ def _verdict(found: Separation) -> list[str]:
             else "there is no face"
         ),
         "nearest stranger        "
-        + (f"{nearest:.3f}  of {found.strangers} seen" if nearest is not None else "none was seen yet"),
+        + (f"{nearest:.3f} or less, of {found.strangers} seen" if nearest is not None else "none was seen yet"),
     ]
-    if found.others is not None and found.others >= found.threshold:
+    if closest and closest.similarity >= found.threshold:
         lines.append("somebody is over the threshold to somebody else: merge who is one person, or remove the ignored")
+    if nearest is not None and nearest > found.threshold:
+        lines.append("a stranger came over the threshold in use: set a higher EDGEFER_IDENTITY__THRESHOLD")
     if found.others is None or widest is None:
         missing = "nobody else" if found.others is None else "nobody has two faces"
         return [*lines, f"no threshold to tell ({missing}): enrol several faces of each, and let the daemon run"]
     if separating is None:
         advice = "no threshold separates them: enrol more and better pictures, or merge who is one person"
-    elif found.others < found.threshold <= widest.similarity:
+    elif found.others <= found.threshold <= widest.similarity:
         # A lower one would let strangers pass whom nobody has seen yet.
         advice = f"the threshold in use separates them; halfway lies {separating:.3f}" + (
             ", too low to keep strangers out" if separating < found.threshold else ""

@@ -16,9 +16,9 @@ MAX_BYTES = 64 * 2**20
 """Of a picture's file. What it may come to once it is read, edgefer/__init__.py says."""
 MAX_SIDE = 32_000
 """Pixels: OpenCV warps no picture with a side of 2^15 and more."""
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-OTHER_SUFFIXES = (".avif", ".heic", ".heif")
-"""What phones write, and OpenCV doesn't read."""
+SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".webp")
+OTHER_SUFFIXES = (".avif", ".gif", ".heic", ".heif", ".tif", ".tiff")
+"""Pictures too, phones' above all, which OpenCV doesn't read everywhere."""
 
 
 def list_pictures(folder: Path) -> list[Path]:
@@ -34,12 +34,18 @@ def list_pictures(folder: Path) -> list[Path]:
     return sorted(paths, key=lambda path: (_natural(path.name), path.name))
 
 
+def left_out(folder: Path) -> list[Path]:
+    """What somebody may have meant in a folder besides its pictures: other kinds of these, and folders."""
+    others = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    return sorted(path for path in others if path.suffix.lower() in OTHER_SUFFIXES or path.is_dir())
+
+
 def _what_else(folder: Path) -> str:
     """What a folder without pictures may hold instead: an iPhone's, or folders of them."""
-    others = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    if any(path.suffix.lower() in OTHER_SUFFIXES for path in others):
-        return f": turn the {', '.join(OTHER_SUFFIXES)} in it into .jpg"
-    return ", but folders: name these" if any(path.is_dir() for path in others) else ""
+    others = left_out(folder)
+    if kinds := sorted({path.suffix.lower() for path in others if not path.is_dir()}):
+        return f": turn the {', '.join(kinds)} in it into .jpg"
+    return ", but folders: name these" if others else ""
 
 
 def is_picture(path: Path) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgefer.gallery import Gallery
+from edgefer.gallery import BINS, Gallery
 from edgefer.vision.embedder import units
 
 _ROWS = 256
@@ -42,6 +42,7 @@ class Separation:
     widest: Spread | None
     strangers: int
     nearest_stranger: float | None
+    """They came no nearer: it is known to a hundredth."""
 
     @property
     def others(self) -> float | None:
@@ -61,6 +62,9 @@ def separation(gallery: Gallery, threshold: float) -> Separation:
     """Compare everybody's faces with everybody, as Gallery.match does: a minute for ten thousand people."""
     embeddings = gallery.embeddings()
     strangers = gallery.strangers()
+    nearest = max(strangers, default=None)
+    if nearest is not None and nearest - 1 / BINS < threshold:
+        nearest = min(nearest, threshold)  # what is counted as a stranger stayed under it
     closest, widest = _compare(list(embeddings), list(embeddings.values()))
     return Separation(
         people=len(embeddings),
@@ -69,7 +73,7 @@ def separation(gallery: Gallery, threshold: float) -> Separation:
         closest=closest,
         widest=widest,
         strangers=sum(strangers.values()),
-        nearest_stranger=max(strangers, default=None),
+        nearest_stranger=nearest,
     )
 
 

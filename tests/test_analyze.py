@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
@@ -190,16 +191,29 @@ def test_bad_use_is_told_in_one_sentence(edgefer, arguments, code, told):
     assert "Traceback" not in done.stderr
 
 
-def test_who_brings_an_iphones_pictures_or_folders_of_them_is_told_what_to_do(edgefer, tmp_path):
+def test_who_brings_an_iphones_pictures_or_folders_of_them_is_told_what_to_do(edgefer, tmp_path, grace):
     (tmp_path / "phone").mkdir()
     (tmp_path / "phone" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(300))
     for named, told in (
-        ("phone/IMG_1.HEIC", "make it one of .bmp, .jpeg, .jpg"),
-        ("phone", ".webp): turn the .avif, .heic, .heif in it into .jpg"),
+        ("phone/IMG_1.HEIC", "make it one of .bmp, .jfif, .jpeg"),
+        ("phone", ".webp): turn the .heic in it into .jpg"),
         (".", ".webp), but folders: name these"),
     ):
         done = edgefer("enroll", "Ada", "--images", named)
         assert (done.returncode, told in done.stderr + done.stdout) == (66, True), done.stderr
+    (tmp_path / "phone" / "more").mkdir()
+    shutil.copy(grace, tmp_path / "phone" / "grace.jpg")
+    done = edgefer("enroll", "Grace", "--images", "phone")
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [
+        "phone/grace.jpg: used",
+        (
+            "phone/IMG_1.HEIC: refused: not a picture that can be read (312 bytes); "
+            "make it one of .bmp, .jfif, .jpeg, .jpg, .png, .webp"
+        ),
+        "phone/more: refused: a folder within: name it as well",
+        "Grace: 1 face(s) enrolled",
+    ], "what is left out is told"
 
 
 def test_enrolling_from_faces_of_no_use_ends_with_66(edgefer, tmp_path):

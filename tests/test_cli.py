@@ -183,6 +183,22 @@ def test_a_reader_that_goes_away_is_no_error(edgefer, tmp_path):
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("command", ["settings", "people export"])
+def test_an_output_that_cant_be_written_is_told(tmp_path, command):
+    """As on a full disk: /dev/full is one."""
+    done = subprocess.run(
+        f"EDGEFER_STATE_DIR={tmp_path} {sys.executable} -m edgefer {command} > /dev/full",
+        shell=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == "edgefer: standard output can't be written: No space left on device\n"
+    assert done.returncode == 66
+
+
 @pytest.mark.parametrize(
     ("variables", "code", "told"),
     [

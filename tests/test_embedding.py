@@ -276,6 +276,16 @@ def test_a_face_in_a_larger_picture_is_aligned_back_to_where_it_was(tool):
     assert np.abs(back[inside].astype(float) - face[inside]).mean() < 1.5
 
 
+def test_aligned_faces_are_brought_to_the_size_of_any_model(tool, tmp_path):
+    blocks = pictures(1)[0]
+    face = np.kron(blocks, np.ones((14, 14), np.uint8))[..., None].repeat(3, 2)
+    jpeg = cv2.imencode(".jpg", face)[1].ravel()
+    pack = tool("data").Pack("one", {"blob": jpeg, "off": np.array([0, len(jpeg)])})
+    embedder = tiny_embedder(tmp_path, "float32")
+    (found,) = tool("evaluate_embedding").embed_all(embedder, pack)
+    np.testing.assert_allclose(found, embedder.embed(blocks), atol=0.03)
+
+
 def test_a_share_tells_how_sure_it_is(tool):
     share = tool("evaluate_gallery").Share
     assert str(share(0, 0)) == "none"
@@ -316,7 +326,7 @@ def test_a_stranger_who_was_named_for_a_moment_was_named(tool):
 
 def test_the_threshold_is_fitted_on_what_a_track_is_decided_on(tool):
     gallery = tool("evaluate_gallery")
-    looks = np.random.default_rng(3).normal(size=(6, 4)).astype(np.float32)
+    looks = np.random.default_rng(3).normal(1, 0.5, size=(6, 4)).astype(np.float32)  # of one person
     looks /= np.linalg.norm(looks, axis=1, keepdims=True)
     asked = []
     with gallery.gallery_of({"Ada": looks[:1]}) as opened:

@@ -376,6 +376,15 @@ def test_every_file_is_the_owners_alone(tmp_path):
         assert {stat.S_IMODE(path.stat().st_mode) for path in found} == {0o600}
 
 
+def test_a_copy_that_was_put_there_by_hand_is_the_owners_alone_too(tmp_path):
+    with closing(Gallery(tmp_path, MODEL, create=True)) as gallery:
+        gallery.enroll("Ada", faces(1)[0], 1.0)
+    (tmp_path / FILE).chmod(0o644)
+    with closing(Gallery(tmp_path, MODEL)) as gallery:
+        assert not gallery.is_empty
+        assert stat.S_IMODE((tmp_path / FILE).stat().st_mode) == 0o600
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root acts for others")
 def test_root_leaves_the_files_to_the_folders_owner(tmp_path):
     os.chown(tmp_path, 4321, 4322)

@@ -25,9 +25,10 @@ from test_models import place
 from edgefer import service
 from edgefer.__main__ import main
 from edgefer.cameras import sample
+from edgefer.enroll import enroll
 from edgefer.errors import InputError
 from edgefer.gallery import Gallery, Newcomer, Template, model_id, open_gallery
-from edgefer.looks import only_good_face
+from edgefer.looks import Look, only_good_face
 from edgefer.messages import Box, Detection
 from edgefer.outbox import Outbox
 from edgefer.settings import load_settings
@@ -166,6 +167,20 @@ class TestEnroll:
         assert "Admiral looks like Grace" in warned
         assert "similarity 1.00" in warned
         assert "people merge" in warned
+
+    def test_whom_the_means_alone_show_to_be_alike_is_noticed(self):
+        """Each face is 0.5 like the newcomer's, what the three share 0.71: the daemon would take one for the other."""
+        axes = np.eye(128, dtype=np.float32)
+        each = [Look(str(n), template=Template(0.5 * axes[0] + 0.75**0.5 * axes[n], 1.0)) for n in (1, 2, 3)]
+        assert enroll(load_settings(), "Ada", each).alike is None
+        alike = enroll(load_settings(), "Countess", [Look("4", template=Template(axes[0], 1.0))]).alike
+        assert alike is not None
+        assert (alike.name, alike.similarity) == ("Ada", pytest.approx(0.5**0.5, abs=1e-4))
+        with gallery() as opened:
+            opened.remove("Ada")
+        alike = enroll(load_settings(), "Ada", each).alike
+        assert alike is not None, "the other way round too"
+        assert alike.name == "Countess"
 
     def test_who_is_ignored_is_never_named(self, edgefer):
         assert "never to be reported by name" in edgefer("enroll", "poster", "--ignore", "--images", GRACE)[1]
@@ -403,6 +418,26 @@ class TestPeople:
             match = opened.match(faces(3, 8)[0])
             assert (match.name, match.similarity) == ("Eve", pytest.approx(1, abs=1e-6))
 
+    def test_a_models_name_alone_is_taken_with_a_warning(self, edgefer, tmp_path, caplog):
+        (tmp_path / "others.json").write_text(json.dumps({"Eve": [1] * 128}))
+        assert edgefer("people", "import", "others.json", "--model-id", MODEL)[0] == 0
+        assert not caplog.messages
+        assert edgefer("people", "import", "others.json", "--model-id", "identity-112")[0] == 0
+        assert caplog.messages == [
+            f"taken for embeddings by {MODEL}: what another version of it made can't be compared"
+        ]
+
+    def test_an_export_that_fails_leaves_the_former_one(self, edgefer, tmp_path):
+        assert edgefer("people", "export", "people.json")[0] == 0
+        before = (tmp_path / "people.json").read_bytes()
+        with gallery() as opened:
+            opened.add("Eve", [Template(face, 1.0) for face in faces(60, 3)])
+        command = f"ulimit -f 64; {sys.executable} -m edgefer people export people.json"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+        assert (done.returncode, "people.json: can't be written: File too large" in done.stderr) == (66, True)
+        assert (tmp_path / "people.json").read_bytes() == before
+        assert [path.name for path in tmp_path.iterdir() if "people" in path.name] == ["people.json"]
+
     @pytest.mark.parametrize(
         ("text", "code", "told"),
         [
@@ -439,6 +474,11 @@ class TestPeople:
                 "enrolled (when: 2026-11-20T14:30:12+00:00)",
             ),
             ("{}", 66, "bad.json: there is nobody in it"),
+            (
+                json.dumps({"Eve": {"templates": [{"embedding": [1] * 128}], "ignored": "yes"}}),
+                66,
+                "Eve: ignored is true or false, not 'yes'",
+            ),
         ],
     )
     def test_what_cant_be_imported_is_told_and_nothing_of_it_kept(self, edgefer, tmp_path, text, code, told):
@@ -527,6 +567,20 @@ class TestPeople:
         told = advice(widest + 0.01)
         assert "EDGEFER_IDENTITY__THRESHOLD" not in told
         assert "pictures of Ada, and leave the threshold as it is" in told
+
+    def test_a_stranger_over_the_threshold_is_no_matter_of_merging(self, edgefer, monkeypatch):
+        """A stranger is known to a hundredth: whoever was counted as one stayed under the threshold in use."""
+        with gallery() as opened:
+            opened.note_strangers([0.563])
+
+        def told(threshold: float) -> str:
+            monkeypatch.setenv("EDGEFER_IDENTITY__THRESHOLD", str(threshold))
+            return edgefer("people", "check")[1]
+
+        assert "over the threshold" not in told(0.565)
+        assert "nearest stranger        0.565 or less, of 1 seen" in told(0.565)
+        assert "a stranger came over the threshold in use: set a higher" in told(0.55)
+        assert "merge" not in told(0.55).split("no threshold")[0]
 
     def test_a_name_that_nobody_has_changes_nothing(self, edgefer):
         with gallery() as opened:

@@ -14,7 +14,7 @@ from fit_crop import SIZES, best, place
 from measured import precision_of
 from numpy.typing import NDArray
 
-from edgefer.messages import Box, Image, Landmarks
+from edgefer.messages import Box, Detection, Image, Landmarks
 from edgefer.vision.card import Metric
 from edgefer.vision.detector import Detector
 from edgefer.vision.embedder import Embedder, Embedding
@@ -33,7 +33,7 @@ def evaluate_embedding(model: Model, data: Path) -> list[Metric]:
     """
     pack = open_pack(data / "lfw_pairs_112.npz")
     precision = precision_of(model.card)
-    figures = pair_figures(embed_all(Embedder(model).embed, pack), pack)
+    figures = pair_figures(embed_all(Embedder(model), pack), pack)
     return [Metric("LFW", "6,000 pairs", name, round(value, 4), precision) for name, value in figures.items()]
 
 
@@ -101,10 +101,12 @@ def misalignment(true: Landmarks, found: Landmarks) -> tuple[float, float, float
 
 
 def embed_all(
-    embed: Callable[[Image], Embedding], pack: Pack, rows: Sequence[int] | NDArray[np.intp] | None = None
+    embed: Callable[[Image, Detection], Embedding], pack: Pack, rows: Sequence[int] | NDArray[np.intp] | None = None
 ) -> Floats:
-    """The embeddings of a pack's aligned faces, all of them or some, n x size."""
-    return np.stack([embed(pack.picture(int(i))) for i in (range(len(pack)) if rows is None else rows)])
+    """The embeddings of a pack's aligned faces, all of them or some, n x size; through the crop of the model's card."""
+    whole = Box(0, 0, TEMPLATE_SIZE, TEMPLATE_SIZE)
+    face = Detection(whole, 1.0, template_in(whole))
+    return np.stack([embed(pack.picture(int(i)), face) for i in (range(len(pack)) if rows is None else rows)])
 
 
 def fold_accuracy(cosines: Floats, same: NDArray[np.bool_], folds: NDArray[Any]) -> float:

@@ -73,7 +73,7 @@ def evaluate_gallery(model: Model, data: Path) -> str:
     """The tables for docs/models.md."""
     embedder, rule = Embedder(model), identity_rule(Settings(), model.card)
     lfw = data / "lfw_pairs_112.npz"
-    looks, templates = (lfw_people(embed, lfw) for embed in (embedder.embed, embedder.template_of))
+    looks, templates = (lfw_people(embed, lfw) for embed in (embedder, embedder.template))
     lines = [
         f"{model.card.name} {model.card.sha256[:12]}, threshold {rule.threshold:g}, margin {rule.margin:g}; seed 1",
         "",
@@ -93,7 +93,7 @@ def evaluate_gallery(model: Model, data: Path) -> str:
     return "\n".join(lines)
 
 
-def lfw_people(embed: Callable[[Image], Embedding], path: Path) -> People:
+def lfw_people(embed: Callable[[Image, Detection], Embedding], path: Path) -> People:
     """Everybody's embeddings."""
     pack = open_pack(path)
     rows = defaultdict(list)

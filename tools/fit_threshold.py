@@ -27,6 +27,7 @@ from command_line import Parser, card_path, run
 from data import DATA, held_out, open_pack
 from evaluate_embedding import Floats, embed_all, threshold_at
 from evaluate_gallery import gallery_of
+from measured import precision_of
 
 from edgefer.gallery import Match
 from edgefer.identify import MEMORY, MIN_READINGS
@@ -52,12 +53,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="leave the card as it is")
     arguments = parser.parse_args()
+    card = read_card(arguments.card)
+    precision = precision_of(card)
     embedder = Embedder(Model(arguments.card.with_suffix(".tflite"), "embedding"))
     celeba = open_pack(arguments.data / "celeba_wild_id_112.npz")
     apart = np.flatnonzero(held_out(celeba))
-    faces, templates = (embed_all(embed, celeba, apart) for embed in (embedder.embed, embedder.template_of))
+    faces, templates = (embed_all(embed, celeba, apart) for embed in (embedder, embedder.template))
     utk = open_pack(arguments.data / "utk_112.npz")
-    grown_up = embed_all(embedder.embed, utk, np.flatnonzero(utk.fields["age"] >= GROWN_UP))
+    grown_up = embed_all(embedder, utk, np.flatnonzero(utk.fields["age"] >= GROWN_UP))
     ids = celeba.fields["ids"][apart]
     people = {str(one): np.flatnonzero(ids == one) for one in np.unique(ids)}
     rng = np.random.default_rng(1)
@@ -84,15 +87,17 @@ def main() -> None:
     print(f"{np.mean(np.array(own) > threshold):.1%} of the people's other pictures are found")
     if arguments.dry_run:
         return
-    card = read_card(arguments.card)
-    stated = Metric(DATASET, "held out", RATE_NAMED, STRANGERS_NAMED, "int8")
+    stated = Metric(DATASET, "held out", RATE_NAMED, STRANGERS_NAMED, precision)
     kept = [metric for metric in card.metrics if metric.metric != RATE_NAMED]
     card = dataclasses.replace(card, thresholds={"match": threshold, "margin": MARGIN}, metrics=(*kept, stated))
     arguments.card.write_text(card.to_json())
 
 
 def decided_on(looks: Floats) -> list[Floats]:
-    """What a track is decided on, first and after each further look: the mean of its looks, as edgefer weighs them."""
+    """What a track is decided on, first and after each further look: the mean of its looks, as edgefer weighs them.
+
+    They are one person's, and each is like the others enough not to be taken for somebody else.
+    """
     decay = np.float32(MEMORY)
     sums = list(accumulate(looks, lambda kept, look: kept * decay + look))
     return [units(of) for of in sums[MIN_READINGS - 1 :]]

@@ -195,7 +195,6 @@ def network(height: int | None = None, width: int | None = None) -> keras.Model:
     x = convolution(picture, 8, 3, 2)
     x = convolution(x, 24, 3, 2)
     # Where a face is, to less than a pixel, is told by the finest of what is seen.
-    x = residual(x, begin=0)
     with keras.name_scope(ADDED):
         x = residual(x, begin=0)
     eighth = residual(convolution(x, 40, 3, 2))
