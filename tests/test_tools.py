@@ -77,6 +77,8 @@ keras.utils.set_random_seed(1)
 plain(keras).save(f"{folder}/tiny.keras")
 plain(keras, end=None).export(f"{folder}/saved", verbose=False)
 plain(keras, activation=lambda x: tf.math.erfinv(x / 9)).export(f"{folder}/strange", verbose=False)
+of_two = keras.Input((24, 24, 2))
+keras.Model(of_two, keras.layers.GlobalAveragePooling2D()(of_two)).export(f"{folder}/of_two", verbose=False)
 two = plain(keras)
 keras.Model([two.input, other := keras.Input((24, 24, 1))],
             keras.layers.Add()([two.output, two(other)])).save(f"{folder}/two.keras")
@@ -105,6 +107,9 @@ def models(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     subprocess.run([sys.executable, "-c", MODELS, str(folder)], check=True, capture_output=True, timeout=300)
     (folder / "tiny.json").write_text(json.dumps(CARD))
+    shutil.copytree(folder / "saved", folder / "torn")
+    for values in (folder / "torn" / "variables").glob("variables.data*"):
+        values.write_bytes(values.read_bytes()[:100])
     rng = np.random.default_rng(1)
     np.save(folder / "pictures.npy", rng.integers(0, 256, (96, 24, 24, 1), np.uint8))
     for split, count in (("train", 20), ("test", 8)):
@@ -308,6 +313,7 @@ def test_a_normalisation_of_another_axis_tells_nothing_of_the_range(tmp_path):
     ("arguments", "code", "words"),
     [
         (["tiny.keras", "--calibrate", "pictures.npy", "--labels", "a,b"], 64, "gives 3 scores, and 2 labels"),
+        (["tiny.keras", "--calibrate", "pictures.npy", "--labels", "a,,c"], 64, "--labels a,,c: each has 1 to 64"),
         (["tiny.keras"], 64, "--calibrate"),
         (["tiny.keras", "--calibrate", "few.npy"], 66, "at least 64 pictures"),
         (["tiny.keras", "--calibrate", "floats.npy"], 66, "uint8 pictures are wanted"),
@@ -318,6 +324,10 @@ def test_a_normalisation_of_another_axis_tells_nothing_of_the_range(tmp_path):
         (["wrapped.keras", "--calibrate", "pictures.npy"], 66, "TimeDistributed 'each': no model file carries"),
         (["custom.keras", "--calibrate", "pictures.npy"], 66, "Mine 'mine_1': no model file carries"),
         (["cut.h5", "--calibrate", "pictures.npy"], 66, "damaged"),
+        (["torn", "--calibrate", "pictures.npy"], 66, "torn: a SavedModel that can't be read"),
+        (["of_two", "--calibrate", "pictures.npy"], 65, "of_two: its input is (None, 24, 24, 2)"),
+        (["tiny.keras", "--calibrate", "pictures.npy", "--labels", "a,b,c", "--float-layers", "9", "--io", "uint8"], 65,
+         "stays in float: --io int8"),
         (["strange", "--calibrate", "pictures.npy", "--labels", "a,b,c"], 65, "Erfinv"),
         (["tiny.keras", "--calibrate", "pictures.npy", "--labels", "a,b,c", "--min-agreement", "1.01"], 1, "written"),
         (["tiny.keras", "--calibrate", "pictures.npy", "--min-agreement", "97"], 64, "0.97 for 97 %"),
@@ -404,6 +414,9 @@ def test_a_wrong_range_is_told_by_accuracy_and_by_the_normalisation():
     assert better_range([Trial(wrong, None, 1.4, 0.0), Trial(right, None, 0.1, 0.0)]) == right
     assert better_range([Trial(right, None, 0.3, 0.0), Trial(wrong, None, 0.1, 0.0)]) is None
     assert better_range([Trial(right, None, None, 0.0), Trial(wrong, None, None, 0.0)]) is None, "nothing tells"
+    few = [Trial(wrong, 0.5, 1.4, 0.14), Trial(right, 0.63, 0.1, 0.14)]
+    assert better_range(few) == right, "of few labels the share that is right says too little, the statistics enough"
+    assert better_range([Trial(wrong, 0.5, 1.4, 0.14), Trial(right, 0.45, 0.1, 0.14)]) is None, "they contradict"
 
 
 def test_another_order_of_the_labels_is_told_and_counted_by(capsys):

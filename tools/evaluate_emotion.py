@@ -26,7 +26,7 @@ def evaluate_emotion(model: Model, data: Path) -> list[Metric]:
 
     Faces whose label the model doesn't know are left out. Tells the time and draws the confusion matrix.
     """
-    card = model.card
+    card, precision = model.card, precision_of(model.card)
     faces = find_faces(data, model_input=card.input)
     reader = EmotionReader(model)
     has_test = bool((faces.usage == TEST).any())
@@ -35,13 +35,13 @@ def evaluate_emotion(model: Model, data: Path) -> list[Metric]:
         print(f"{data}: there is no test/, so all faces count: a model that learned from some of them looks too good")
     rows, labels = with_labels_of(faces, tested, reader.labels)
     answers, seconds = read_all(reader, faces.images[rows])
-    precision = precision_of(card)
     plot = PLOTS / f"{model.path.stem}-{precision}-confusion.png"
     plot_confusion(confusion_matrix(labels, answers.argmax(1), len(reader.labels)), reader.labels, plot)
     others = f" ({len(tested) - len(rows)} of labels that it doesn't know are left out)" * (len(rows) < len(tested))
     print(f"{model.path}: {len(rows)} faces{others}, {seconds * 1000:.3f} ms each on one thread (median)")
     print(f"  confusion matrix in {plot}")
-    split = "PrivateTest" if faces.is_fer2013 else "test" if has_test else "all"
+    split = "all" if not has_test else "PrivateTest" if faces.is_fer2013 else "test"
+    split += ", those of its labels" * (len(rows) < len(tested))
     source = "FER2013" if faces.is_fer2013 else data.name
     return [
         Metric(source, split, name, round(value, 4), precision)

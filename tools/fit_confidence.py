@@ -21,6 +21,7 @@ from emotion_faces import VALIDATION, find_faces, with_labels_of
 from evaluate_emotion import calibration_error, read_all
 from numpy.typing import NDArray
 
+from edgefer.errors import InputError
 from edgefer.vision.card import read_card
 from edgefer.vision.emotion import EmotionReader, Probabilities
 from edgefer.vision.model import Model
@@ -42,7 +43,10 @@ def fit(path: Path, data: Path) -> None:
     card = read_card(path)
     reader = EmotionReader(Model(path.with_suffix(".tflite"), "emotion"))
     faces = find_faces(data, model_input=card.input)
-    rows, labels = with_labels_of(faces, faces.rows(VALIDATION), reader.labels)
+    held = faces.rows(VALIDATION)
+    if not len(held):
+        raise InputError(f"{data}: it holds neither val/ nor train/ to fit on; a test/ is kept for evaluate.py")
+    rows, labels = with_labels_of(faces, held, reader.labels)
     raw = soften(read_all(reader, faces.images[rows])[0], 1 / card.temperature)
     temperature = fit_temperature(raw, labels)
     scaled = soften(raw, temperature)

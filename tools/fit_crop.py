@@ -23,8 +23,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 from command_line import Parser, card_path, count, run
-from data import DATA, load_fer2013
+from data import DATA
 from detector_scenes import open_photos
+from emotion_faces import TRAIN, VALIDATION, at_size, find_faces, with_labels_of
 from numpy.typing import NDArray
 from peer_detectors import peer
 
@@ -62,19 +63,20 @@ def main() -> None:
     arguments = parser.parse_args()
     reader = EmotionReader(Model(arguments.card.with_suffix(".tflite"), "emotion"))
     detector = Detector(Model(find_model(arguments.detector), "detector"))
-    fer = load_fer2013(arguments.data / "fer2013")
+    faces = find_faces(arguments.data)
     peer(arguments.data / YUNET)
 
+    framed = faces.images[faces.rows(TRAIN)[: arguments.images]]
     crop = fit(
         typical(points_in_boxes(detector, arguments.data), "faces in photos, in the detector's box"),
-        typical(points_in_frames(fer.images[fer.usage == 0][: arguments.images], arguments.data), "FER2013's frame"),
+        typical(points_in_frames(framed, arguments.data), "FER2013's frame"),
     )
     print(f"crop: {crop}")
     if not arguments.dry_run:
         arguments.card.write_text(dataclasses.replace(read_card(arguments.card), crop=crop).to_json())
         reader = EmotionReader(Model(arguments.card.with_suffix(".tflite"), "emotion"))
-    public = np.flatnonzero(fer.usage == 1)[: arguments.images]
-    compare(detector, reader, fer.images[public], fer.labels[public])
+    public, labels = with_labels_of(faces, faces.rows(VALIDATION)[: arguments.images], reader.labels)
+    compare(detector, reader, faces.images[public], labels)
 
 
 def fit(in_box: Points, in_frame: Points) -> Crop:
@@ -136,7 +138,7 @@ def points_in_frames(images: Image, data: Path) -> Points:
     return np.array(points, np.float64)
 
 
-def compare(detector: Detector, reader: EmotionReader, images: Image, labels: NDArray[np.uint8]) -> None:
+def compare(detector: Detector, reader: EmotionReader, images: Image, labels: NDArray[np.intp]) -> None:
     """Print the accuracy on the images as they are, through the detector and the crop, and with the crop off."""
     card = reader.model.card
     assert card.crop is not None  # read_card saw to it
@@ -149,7 +151,7 @@ def compare(detector: Detector, reader: EmotionReader, images: Image, labels: ND
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         scene, frame = place(image, SIZES[number % len(SIZES)])
         if face := best(detector(scene), frame):
-            plain.append(reader.read(image).argmax() == label)
+            plain.append(reader.read(at_size(image, card.input.width, card.input.height)).argmax() == label)
             through.append(reader(scene, face).argmax() == label)
             crop = crop_face(scene, face, badly[number % len(badly)], card.input.width, card.input.height)
             off.append(reader.read(crop).argmax() == label)

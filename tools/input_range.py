@@ -1,8 +1,8 @@
 """Does a model get its pictures in the range that it was trained on? A wrong range is the commonest mistake.
 
-The ranges in use are tried on real pictures. Where those are labelled, the accuracy tells. Else the model's first batch
-normalisation does: it remembers the mean and variance of what reached it in training, and only the right range gives
-them again. Confidence says nothing: pixels of 0..255 make a model of 0..1 very sure of itself, and wrong.
+The ranges in use are tried on real pictures. Where many of those are labelled, the accuracy tells. Else the model's
+first batch normalisation does: it remembers the mean and variance of what reached it in training, and only the right
+range gives them again. Confidence says nothing: pixels of 0..255 make a model of 0..1 very sure of itself, and wrong.
 """
 
 from __future__ import annotations
@@ -58,10 +58,13 @@ def better_range(trials: list[Trial]) -> Range | None:
     used = trials[0]
     if used.accuracy is not None:
         best = max(trials, key=lambda trial: trial.accuracy or 0)
-        return best.range if (best.accuracy or 0) >= used.accuracy + used.chance else None
+        if (best.accuracy or 0) >= used.accuracy + used.chance:
+            return best.range
     if used.strangeness is not None:
         best = min(trials, key=lambda trial: trial.strangeness or 0)
-        return best.range if used.strangeness > max(STRANGE, 2 * (best.strangeness or 0)) else None
+        is_clear = used.strangeness > max(STRANGE, 2 * (best.strangeness or 0))
+        if is_clear and (best.accuracy or 0) >= (used.accuracy or 0):
+            return best.range
     return None
 
 

@@ -16,11 +16,16 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # only TensorFlow can write a .tflite
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+if find_spec("h5py") is None or find_spec("tensorflow") is None:
+    # Told here, for everything else that needs them is imported after.
+    sys.exit(f"{Path(sys.argv[0]).stem}: TensorFlow isn't installed; the tools need pip install '.[train]'")
 
 import h5py
 import numpy as np
@@ -214,15 +219,20 @@ def _saved_model(path: Path, keras: Any) -> KerasModel:
     try:
         with quiet():
             signatures = tensorflow.saved_model.load(str(path)).signatures
+    except (IndexError, OSError, ValueError, tensorflow.errors.OpError) as error:
+        raise InputError(f"{path}: a SavedModel that can't be read ({_why(error)}): is it whole?") from error
+    try:
+        with quiet():
             (named,) = signatures["serving_default"].structured_input_signature[1].values()
             layer = keras.layers.TFSMLayer(str(path), call_endpoint="serving_default")
             image = keras.Input(batch_shape=tuple(named.shape), dtype=named.dtype.name)
-            return KerasModel(path, keras, keras.Model(image, list(layer(image).values())))
-    except (KeyError, ValueError, OSError) as error:
+            model = keras.Model(image, list(layer(image).values()))
+    except (KeyError, ValueError) as error:
         raise InputError(
             f"{path}: no signature 'serving_default' that takes one picture ({_why(error)}); save the model again with "
             "tf.saved_model.save() or Keras's model.export()"
         ) from error
+    return KerasModel(path, keras, model)
 
 
 def _first_that_reads(

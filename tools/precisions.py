@@ -128,7 +128,14 @@ class Int8:
         for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
             work.update_quantization_recipe(".*", end, algorithm_key="no_quantize")
         content = self._quantised(work)
-        return content if io == "float32" else _with_uint8(content)
+        if io == "float32":
+            return content
+        try:
+            return _with_uint8(content)
+        except ValueError as error:
+            raise ConversionError(
+                "its first or last layer stays in float: --io int8 and --io float32 leave that end as it is"
+            ) from error
 
     def write_alone(self, layer: Layer) -> bytes:
         """The model with this layer in int8 and all else in float: what it loses shows."""

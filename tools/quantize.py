@@ -48,6 +48,8 @@ SEVEN = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 """FER2013's labels in its order: what a model of seven outputs gives, unless told otherwise."""
 DECODERS: dict[Task, Decoder] = {"emotion": "softmax", "embedding": "unit-vector", "detector": "edgefer-centre"}
 LAYERS_SHOWN = 5
+MOST_LETTERS = 64
+"""Of a label, as in a card."""
 MOST_ORDERED = 8
 """Classes whose every order is tried: 40,320 of them."""
 _KIND = "Pictures of the kind that the model was trained on calibrate better"
@@ -119,6 +121,10 @@ def check(options: argparse.Namespace) -> None:
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UsageError(f"-o {options.output}: {folder} is no folder that can be written to")
     check_there(options.calibrate)
+    if options.labels and not all(0 < len(label.strip()) <= MOST_LETTERS for label in options.labels.split(",")):
+        raise UsageError(
+            f"--labels {options.labels}: each has 1 to {MOST_LETTERS} characters, with a comma between two"
+        )
     if options.range and not (np.isfinite(options.range).all() and options.range[0] != options.range[1]):
         raise UsageError(f"--range {options.range[0]:g} {options.range[1]:g}: what pixels 0 and 255 become: two values")
     if not 0 <= options.min_agreement <= 2:  # over 1: never written
