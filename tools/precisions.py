@@ -23,8 +23,6 @@ LIGHT = frozenset({"ELU", "LEAKY_RELU", "PRELU", "RELU6", "RELU_N1_TO_1", "RELU_
 PASSING = frozenset({"RESHAPE", "MAX_POOL_2D", "PAD", "TRANSPOSE", "STRIDED_SLICE", "QUANTIZE", "DEQUANTIZE"})
 """Operators that hand values on as they are: in float they would mend nothing."""
 
-CLIP_SAMPLES = 64
-
 
 @dataclass(frozen=True, slots=True)
 class Layer:
@@ -106,13 +104,12 @@ class Int8:
         self._ranges = calibration.get_model_qsvs()
         for end, value in (("min", min(input_range)), ("max", max(input_range))):
             self._ranges[tensor][end] = np.full_like(self._ranges[tensor][end], value)
-        some = samples[:CLIP_SAMPLES]
-        whole, clipped = self._ranges, clip(floats, self._ranges, some, {tensor})
-        expected = run(floats, some)
+        whole, clipped = self._ranges, clip(floats, self._ranges, samples, {tensor})
+        expected = run(floats, samples)
         noises = []
         for ranges in (whole, clipped):
             self._ranges = ranges
-            given = run(self.write("float32"), some)
+            given = run(self.write("float32"), samples)
             noises.append(
                 max(float(((a - b) ** 2).mean() / (a**2).mean()) for a, b in zip(expected, given, strict=True))
             )
@@ -160,7 +157,7 @@ def clip(floats: bytes, ranges: Ranges, samples: list[Floats], fixed: set[str]) 
     """
     interpreter = _interpreter(floats, every_tensor=True)
     details = {tensor["name"]: tensor["index"] for tensor in interpreter.get_tensor_details()}
-    names = [name for name in ranges.keys() & details.keys() - fixed if np.size(ranges[name].get("min")) == 1]
+    names = [name for name in ranges if name in details.keys() - fixed and np.size(ranges[name].get("min")) == 1]
     seen: dict[str, list[Floats]] = {name: [] for name in names if ranges[name]["min"] is not None}
     rng = np.random.default_rng(0)
     for sample in samples:
