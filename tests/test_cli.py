@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from test_models import edit_card, place
@@ -169,16 +170,12 @@ def test_doctor_names_the_weights_licence(edgefer):
     assert "non-commercial research" in edgefer("doctor", EDGEFER_CAMERA="synthetic://").stdout
 
 
-def test_a_reader_that_goes_away_is_no_error(edgefer, tmp_path):
-    done = subprocess.run(
-        f"{sys.executable} -m edgefer settings | head -1",
-        shell=True,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=60,
-        check=False,
-    )
+def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(line, shell=True, capture_output=True, text=True, cwd=folder, timeout=60, check=False)
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path):
+    done = shell(f"{sys.executable} -m edgefer settings | head -1", tmp_path)
     assert done.stdout.startswith("EDGEFER_DEVICE=")
     assert done.stderr == ""
 
@@ -186,15 +183,7 @@ def test_a_reader_that_goes_away_is_no_error(edgefer, tmp_path):
 @pytest.mark.parametrize("command", ["settings", "people export"])
 def test_an_output_that_cant_be_written_is_told(tmp_path, command):
     """As on a full disk: /dev/full is one."""
-    done = subprocess.run(
-        f"EDGEFER_STATE_DIR={tmp_path} {sys.executable} -m edgefer {command} > /dev/full",
-        shell=True,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=60,
-        check=False,
-    )
+    done = shell(f"EDGEFER_STATE_DIR={tmp_path} {sys.executable} -m edgefer {command} > /dev/full", tmp_path)
     assert done.stderr == "edgefer: standard output can't be written: No space left on device\n"
     assert done.returncode == 66
 
