@@ -481,6 +481,8 @@ def test_faces_come_from_a_csv_and_its_votes(tmp_path):
     assert two.labels.tolist() == [0, 1]
     with pytest.raises(InputError, match="'angry' is named twice"):
         load_faces(tmp_path, ["anger", "happy", "angry"])
+    with pytest.raises(InputError, match="only the class 'happy' is named"):
+        load_faces(tmp_path, ["happy"])
     with pytest.raises(InputError, match="no class 'bored'"):
         load_faces(tmp_path, ["bored"])
     (tmp_path / "fer2013new.csv").write_text((tmp_path / "fer2013new.csv").read_text().replace("1,9,", "1,,"))

@@ -232,12 +232,12 @@ def _with_validation(usage: NDArray[np.uint8], groups: NDArray[np.int32]) -> NDA
 
 def _only(faces: Faces, classes: tuple[str, ...], path: Path) -> Faces:
     """The images of some labels, numbered in their order."""
-    if len(classes) < 2:
-        raise InputError(f"only the class {classes[0]!r} is named: there is nothing to tell it from")
     if missing := [name for name in classes if name not in faces.names]:
         raise InputError(f"{path}: no class {missing[0]!r}; it has {', '.join(faces.names)}")
     if twice := [name for name in classes if classes.count(name) > 1]:
         raise InputError(f"the class {twice[0]!r} is named twice")
+    if len(classes) < 2:
+        raise InputError(f"only the class {classes[0]!r} is named: there is nothing to tell it from")
     numbers = np.array([classes.index(name) if name in classes else -1 for name in faces.names])
     labels = numbers[faces.labels]
     kept: dict[str, Any] = {
