@@ -287,15 +287,10 @@ def _alike(
 ) -> Alike | None:
     """Who else is so near that they could be taken for one person, the nearest one; by faces and means, as a match."""
     faces = np.stack([template.embedding for template in used])
-    own = known.get(name, faces)
+    mean = units(known.get(name, faces).sum(0))
     others = []
     for other, theirs in known.items():
-        near = max((faces @ _with_mean(theirs).T).max(), (_with_mean(own)[-1] @ theirs.T).max())
+        near = max((faces @ theirs.T).max(), (faces @ units(theirs.sum(0))).max(), (theirs @ mean).max())
         if other != name and near >= threshold:
             others.append(Alike(other, float(near), other in ignoring))
     return max(others, key=lambda other: other.similarity, default=None)
-
-
-def _with_mean(faces: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A person's faces (n x size), and what all of them share."""
-    return np.concatenate([faces, units(faces.sum(0, keepdims=True))])
