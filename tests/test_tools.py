@@ -375,6 +375,24 @@ def test_upsampling_stays_in_int8():
     np.testing.assert_array_equal(run(joined, pictures), run(floats, pictures))
 
 
+def test_scores_far_below_the_best_cost_a_softmax_no_precision():
+    import keras
+    from keras_models import KerasModel
+    from precisions import Int8, run
+
+    picture = keras.Input((8, 8, 1))
+    scores = keras.layers.Dense(3, name="scores")(keras.layers.GlobalAveragePooling2D()(picture))
+    network = keras.Model(picture, keras.layers.Softmax()(scores))
+    network.get_layer("scores").set_weights([np.array([[1.0, -1.0, -30.0]]), np.array([-0.6, 0.6, 0.0])])
+    floats = KerasModel(Path("scores.keras"), keras, network).to_tflite(8, 8, 1)
+    # Of the third score's range of 30, a 255th would be more than what the first two are apart in half of these.
+    light = np.concatenate([np.linspace(0.2, 0.57, 40), np.linspace(0.63, 1.0, 40)])
+    pictures = [np.full((8, 8, 1), value, np.float32) for value in light]
+    (expected,) = run(floats, pictures)
+    (given,) = run(Int8(floats, pictures, (0.0, 1.0)).write("float32"), pictures)
+    np.testing.assert_array_equal(given.argmax(1), expected.argmax(1))
+
+
 def test_the_range_of_training_is_least_strange_and_most_often_right():
     import keras
     from input_range import better_range, try_ranges

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +23,8 @@ LIGHT = frozenset({"ELU", "LEAKY_RELU", "PRELU", "RELU6", "RELU_N1_TO_1", "RELU_
 """Operators that ai-edge-quantizer has no int8 for, and that cost little in float: one step a value, no weights."""
 PASSING = frozenset({"RESHAPE", "MAX_POOL_2D", "PAD", "TRANSPOSE", "STRIDED_SLICE", "QUANTIZE", "DEQUANTIZE"})
 """Operators that hand values on as they are: in float they would mend nothing."""
+SHARES = np.linspace(0.3, 1, 29).tolist()
+"""Of a tensor's smallest and largest value: where its range may end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,38 +156,71 @@ class Int8:
 def clip(floats: bytes, ranges: Ranges, samples: list[Floats], fixed: set[str]) -> Ranges:
     """The ranges of activations, narrowed to where clipping and rounding together cost least; `fixed` ones stay.
 
-    The cost is the mean cubed error: between the squared one, which clips what decides an answer, and the largest.
+    The cost is the mean squared error. What a softmax takes has its two ends chosen apart, and the cost is that of its
+    probabilities: a score far below the best says nothing, and needn't be told from one that is still lower.
     """
     interpreter = _interpreter(floats, every_tensor=True)
     details = {tensor["name"]: tensor["index"] for tensor in interpreter.get_tensor_details()}
     names = [name for name in ranges if name in details.keys() - fixed and np.size(ranges[name].get("min")) == 1]
     seen: dict[str, list[Floats]] = {name: [] for name in names if ranges[name]["min"] is not None}
+    scores = _softmax_inputs(floats)
     rng = np.random.default_rng(0)
     for sample in samples:
         interpreter.set_tensor(interpreter.get_input_details()[0]["index"], sample[None])
         interpreter.invoke()
         for name in list(seen):
             try:
-                values = interpreter.get_tensor(details[name]).ravel()
+                values = interpreter.get_tensor(details[name])
             except ValueError:  # what a delegate keeps to itself
                 del seen[name]
                 continue
-            seen[name].append(rng.choice(values, min(2000, values.size), replace=False))
+            some = values if name in scores else rng.choice(values.ravel(), min(2000, values.size), replace=False)
+            seen[name].append(some)
     narrowed = dict(ranges)
     for name, parts in seen.items():
         values = np.concatenate(parts)
         low, high = (float(np.asarray(ranges[name][end]).item()) for end in ("min", "max"))
-        ends = [(share * min(low, 0.0), share * max(high, 0.0)) for share in np.linspace(0.3, 1, 29)]
-        best = min(ends, key=lambda pair: _cubed_error(values, *pair))
+        if name in scores:
+            error, pairs = _softmax_error, list(product(SHARES, SHARES))
+        else:
+            error, pairs = _squared_error, [(share, share) for share in SHARES]
+        ends = [(below * min(low, 0.0), above * max(high, 0.0)) for below, above in pairs]
+        best = min(ends, key=lambda pair: error(values, *pair))
         narrowed[name] = ranges[name] | {
             end: np.full_like(ranges[name][end], value) for end, value in zip(("min", "max"), best, strict=True)
         }
     return narrowed
 
 
-def _cubed_error(values: Floats, low: float, high: float) -> float:
+def _softmax_inputs(floats: bytes) -> set[str]:
+    """The names of the scores that a softmax turns into probabilities."""
+    model = tfl_flatbuffer_utils.read_model(floats)
+    graph = model.subgraphs[0]
+    return {
+        graph.tensors[operator.inputs[0]].name.decode()
+        for operator in graph.operators
+        if model.operatorCodes[operator.opcodeIndex].builtinCode == schema.BuiltinOperator.SOFTMAX
+    }
+
+
+def _rounded(values: Floats, low: float, high: float) -> Floats:
     step = max((high - low) / 255, 1e-12)
-    return float((np.abs(np.clip(np.round((values - low) / step), 0, 255) * step + low - values) ** 3).mean())
+    return (np.clip(np.round((values - low) / step), 0, 255) * step + low).astype(np.float32)
+
+
+def _squared_error(values: Floats, low: float, high: float) -> float:
+    return float(((_rounded(values, low, high) - values) ** 2).mean())
+
+
+def _softmax_error(values: Floats, low: float, high: float) -> float:
+    """The mean squared error of the probabilities of n x classes scores."""
+    return float(((_softmax(_rounded(values, low, high)) - _softmax(values)) ** 2).mean())
+
+
+def _softmax(scores: Floats) -> Floats:
+    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    probabilities: Floats = powers / powers.sum(axis=-1, keepdims=True)
+    return probabilities
 
 
 def run(content: bytes, samples: list[Floats]) -> list[Floats]:
