@@ -17,7 +17,7 @@ from edgefer.cameras import EndOfStream
 from edgefer.control import ask_for_looks
 from edgefer.errors import CameraError, InputError, UsageError
 from edgefer.escape import escape
-from edgefer.gallery import Template, check_name, model_id, open_gallery
+from edgefer.gallery import Template, check_name, model_id, nearest, open_gallery
 from edgefer.gallery_file import DamagedGalleryError
 from edgefer.identify import identity_rule
 from edgefer.latest import Latest
@@ -26,7 +26,6 @@ from edgefer.messages import Image
 from edgefer.pictures import decode, left_out, list_pictures, read_picture
 from edgefer.settings import Settings
 from edgefer.vision import Vision, load_vision
-from edgefer.vision.embedder import units
 from edgefer.vision.model import find_card
 
 FRAME_S = 10.0
@@ -34,12 +33,12 @@ FRAME_S = 10.0
 
 UNLIKE = 0.6
 """A face under this share of the threshold to the mean of a person's others is told. Of CelebA people whom the model
-never learned from, with four faces enrolled, that is 99 % of others' faces and an eighth of their own."""
+never learned from, with four faces enrolled, that is 99 % of others' faces and one in eleven of their own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alike:
-    """Somebody else who looks like the person who was enrolled: the name, and the cosine of the two nearest faces.
+    """Somebody else who looks like the person who was enrolled: the name, and the similarity of a match.
 
     `ignored` tells whether that is somebody who is never to be named.
     """
@@ -285,12 +284,12 @@ def _alike(
     used: Sequence[Template],
     threshold: float,
 ) -> Alike | None:
-    """Who else is so near that they could be taken for one person, the nearest one; by faces and means, as a match."""
+    """Who else is so near that they could be taken for one person, the nearest one; by the similarity of a match."""
     faces = np.stack([template.embedding for template in used])
-    mean = units(known.get(name, faces).sum(0))
+    mine = known.get(name, faces)
     others = []
     for other, theirs in known.items():
-        near = max((faces @ theirs.T).max(), (faces @ units(theirs.sum(0))).max(), (theirs @ mean).max())
+        near = max(nearest(faces, theirs), nearest(theirs, mine))
         if other != name and near >= threshold:
             others.append(Alike(other, float(near), other in ignoring))
     return max(others, key=lambda other: other.similarity, default=None)

@@ -32,7 +32,11 @@ _JOINER = re.compile("(?<=[^\0-\x7f\u200c\u200d])[\u200c\u200d](?=[^\0-\x7f\u200
 """What isn't seen itself but joins or parts its neighbours, in Persian names and emoji; between Latin letters it would
 only make two names of what looks like one."""
 BINS = 100
-"""Bins of the strangers' histogram to a cosine of 1."""
+"""Bins of the strangers' histogram to a similarity of 1."""
+SPREAD_COST = 0.1
+"""Strangers come nearer to somebody the more templates there are, and the more these differ. This much of their
+variance (0 for one template, 0.3 for three of CelebA) is taken off the cosine: at one threshold strangers are named as
+seldom after people of one template as of five (models/MODELS.md has the figures)."""
 
 
 def _now() -> str:
@@ -71,7 +75,7 @@ class Newcomer:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The nearest person to a face: the cosine, and how much nearer than the second person (None without one).
+    """The nearest person to a face: the similarity, and how much nearer than the second person (None without one).
 
     `ignored` is a person, or a poster, that is never to be named.
     """
@@ -144,12 +148,15 @@ class Gallery:
         return not self._names
 
     def match(self, face: Embedding) -> Match | None:
-        """Who is nearest to a face, by a template or by the mean of a person's; None when nobody is enrolled."""
+        """Who is nearest to a face, by a template or by the mean of a person's; None when nobody is enrolled.
+
+        The similarity is that cosine less `spread_cost`.
+        """
         if not self._names:
             return None
         cosines = self._compared @ face
         templates, means = np.split(cosines, [len(cosines) - len(self._names)])
-        similarities = np.maximum(np.maximum.reduceat(templates, self._starts), means)
+        similarities = np.maximum(np.maximum.reduceat(templates, self._starts), means) - self._costs
         person = int(similarities.argmax())
         similarity, margin = float(similarities[person]), None
         if len(self._names) > 1:
@@ -351,8 +358,9 @@ class Gallery:
         self._starts = np.cumsum([0, *counts.values()])[:-1]
         self._numbers = [number for *_, number in rows]
         # What all looks at a person share tells more than any of them (models/MODELS.md has the figures).
-        means = np.add.reduceat(templates, self._starts) if rows else templates
-        self._compared = np.concatenate([templates, units(means)])
+        sums = np.add.reduceat(templates, self._starts) if rows else templates
+        self._compared = np.concatenate([templates, units(sums)])
+        self._costs = spread_cost(sums, np.array(list(counts.values())))
         self._templates = self._compared[: len(rows)]
 
     def _rows(self) -> dict[str, set[tuple[int, bytes]]]:
@@ -414,6 +422,19 @@ class Gallery:
 
 
 _INSERT = "INSERT INTO template (person, model, embedding, quality, enrolled, picture) VALUES (?, ?, ?, ?, ?, ?)"
+
+
+def spread_cost(sums: NDArray[np.float32], counts: NDArray[np.intp]) -> NDArray[np.float32]:
+    """What is taken off cosines to people, n, by the sum of each one's templates, n x size, and how many they are."""
+    variances: NDArray[np.float32] = 1 - np.square(sums).sum(-1) / np.square(counts).astype(np.float32)
+    return SPREAD_COST * variances
+
+
+def nearest(faces: NDArray[np.float32], templates: NDArray[np.float32]) -> float:
+    """How near the nearest of faces, n x size, comes to somebody of these templates, m x size: as `Gallery.match`."""
+    total = templates.sum(0)
+    cosine = max((faces @ templates.T).max(), (faces @ units(total)).max())
+    return float(cosine - spread_cost(total[None], np.array([len(templates)]))[0])
 
 
 def open_gallery(settings: Settings, card: ModelCard, *, create: bool = False, outlast: bool = False) -> Gallery:

@@ -37,12 +37,12 @@ model 99.8 % of others are, while in a clip a face stays over 0.75. Seen badly, 
 UNTOLD = 0.5
 """The threshold of a model whose card has none."""
 HYSTERESIS = 0.05
-"""A name, once given, stays until the cosine is this far under the threshold, so that it doesn't flicker."""
+"""A name, once given, stays until the similarity is this far under the threshold, so that it doesn't flicker."""
 
 
 @dataclass(frozen=True, slots=True)
 class IdentityRule:
-    """From which cosine, and by which margin over the second person, somebody is known."""
+    """From which similarity, and by which margin over the second person, somebody is known."""
 
     threshold: float
     margin: float

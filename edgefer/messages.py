@@ -37,7 +37,7 @@ Time = Annotated[
 ]
 """UTC, with milliseconds and a Z."""
 Share = Annotated[float, _rounded(4, ge=0, le=1)]
-Cosine = Annotated[float, _rounded(4, ge=-1, le=1)]
+Similarity = Annotated[float, _rounded(4, ge=-1, le=1)]
 Seconds = Annotated[float, _rounded(3, ge=0)]
 Milliseconds = Annotated[float, _rounded(2)]
 Pixel = Annotated[float, _rounded(2)]
@@ -143,11 +143,11 @@ class FrameSize:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who it is. Only a known person has a name; similarity and margin say how sure that is (cosines)."""
+    """Who it is. Only a known person has a name; similarity and margin say how sure that is."""
 
     status: Literal["known", "unknown", "undecided", "off"]
     name: str | None = None
-    similarity: Cosine | None = None
+    similarity: Similarity | None = None
     margin: Annotated[float, _rounded(4)] | None = None
 
 

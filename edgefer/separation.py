@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgefer.gallery import BINS, Gallery
+from edgefer.gallery import BINS, Gallery, spread_cost
 from edgefer.vision.embedder import units
 
 _ROWS = 256
@@ -16,7 +16,7 @@ _ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two people, and how near (a cosine) a face of one comes to the other."""
+    """Two people, and how near a face of one comes to the other (a similarity, as Gallery.match has it)."""
 
     first: str
     second: str
@@ -25,7 +25,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A person, one of whose faces comes only this near (a cosine) to the others of theirs."""
+    """A person, one of whose faces comes only this near to the others of theirs (a similarity, the same)."""
 
     name: str
     similarity: float
@@ -82,11 +82,11 @@ def _compare(names: list[str], faces: list[NDArray[np.float32]]) -> tuple[Pair |
     widest: Spread | None = None
     if not names:
         return None, None
-    counts = [len(group) for group in faces]
+    counts = np.array([len(group) for group in faces])
     templates, owners = np.concatenate(faces), np.repeat(np.arange(len(names)), counts)
     starts = np.cumsum([0, *counts])[:-1]
     sums = np.add.reduceat(templates, starts)
-    means = units(sums)
+    means, costs = units(sums), spread_cost(sums, counts)
     for first in range(0, len(templates), _ROWS):
         owner = owners[first : first + _ROWS]
         rows = np.arange(len(owner))
@@ -94,9 +94,11 @@ def _compare(names: list[str], faces: list[NDArray[np.float32]]) -> tuple[Pair |
         cosines = block @ templates.T
         cosines[rows, first + rows] = -np.inf  # itself, which its own person's mean is to be without too
         best = np.maximum.reduceat(cosines, starts, axis=1)
-        own = np.maximum(best[rows, owner], (block * units(sums[owner] - block)).sum(1))
+        rest = sums[owner] - block
+        own = np.maximum(best[rows, owner], (block * units(rest)).sum(1))
+        own -= spread_cost(rest, np.maximum(counts[owner] - 1, 1))
         own[best[rows, owner] == -np.inf] = np.inf  # the only face of a person
-        best = np.maximum(best, block @ means.T)
+        best = np.maximum(best, block @ means.T) - costs
         best[rows, owner] = -np.inf
         row = int(own.argmin())
         if np.isfinite(own[row]) and (widest is None or own[row] < widest.similarity):

@@ -185,7 +185,7 @@ class IdentitySettings(Group):
     model: Annotated[str, Field(min_length=1)] = "identity-112"
     """A shipped model's name, or a path to a .tflite with its card."""
     threshold: Score | None = None
-    """The cosine from which a face is somebody known; the card's threshold when not set. Higher is stricter."""
+    """The similarity from which a face is somebody known; the card's threshold when not set. Higher is stricter."""
 
 
 class EmotionSettings(Group):
