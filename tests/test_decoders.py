@@ -18,9 +18,8 @@ from edgefer.errors import InputError, ModelError
 from edgefer.messages import Box, Image
 from edgefer.vision.card import ModelCard, ModelInput
 from edgefer.vision.decoders import MOUTH_SHARE, decode_blazeface, decode_centre, decode_yunet, grid_cells
-from edgefer.vision.detector import MAX_IOU, Detector, suppress
+from edgefer.vision.detector import Detector
 from edgefer.vision.model import Model, Outputs, find_model
-from edgefer.vision.preprocess import letterbox
 
 ROOT = Path(__file__).parent.parent
 PEERS = ROOT.parent / "shared/data/peers"
@@ -301,22 +300,3 @@ def test_mediapipes_own_blazeface_finds_the_faces_of_the_sample(name, side, acto
     assert theirs.box.iou(ours.box) > 0.65
     assert theirs.box.iou(actor.face) > 0.7
     assert np.hypot(*np.subtract(theirs.landmarks, actor.points).T).max() < 0.12 * theirs.box.side
-
-
-def test_yunet_is_decoded_as_opencv_does():
-    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is in the train extra")
-    skimage = pytest.importorskip("skimage.data", reason="the sample picture is in the demo extra")
-    path = PEERS / "yunet_n_640_640.onnx"
-    if not path.is_file():
-        pytest.skip(f"{path} isn't there")
-    astronaut = skimage.astronaut()[..., ::-1]
-    picture, _ = letterbox(np.hstack([astronaut, astronaut[:, ::-1]]), 640, 640)
-    network = onnxruntime.InferenceSession(path)
-    given = network.run(None, {"input": picture.transpose(2, 0, 1)[None].astype(np.float32)})
-    scores, boxes, landmarks = decode_yunet(tuple(output[0] for output in given), grid_cells(640, 640), 0.1)
-    kept = suppress(scores, boxes, MAX_IOU)
-    _, rows = cv2.FaceDetectorYN.create(str(path), "", (640, 640), 0.1, MAX_IOU).detect(picture)
-    assert len(rows) >= 2
-    np.testing.assert_allclose(scores[kept], rows[:, 14], atol=1e-4)
-    np.testing.assert_allclose(boxes[kept], np.hstack([rows[:, :2], rows[:, :2] + rows[:, 2:4]]), atol=0.05)
-    np.testing.assert_allclose(landmarks[kept].reshape(-1, 10), rows[:, 4:14], atol=0.05)

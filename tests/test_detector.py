@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
+from edgefer.errors import InputError
 from edgefer.messages import Box, Detection
 from edgefer.tracker import Tracker
 from edgefer.vision.card import Metric, read_card
@@ -142,6 +143,7 @@ def test_the_shipped_detectors_reach_their_floors(comparing):
     from compare_detectors import parameters
 
     for name, ap50, least, farthest in (
+        # The aim for the landmarks is 0.04, which docs/models.md says is missed: these keep what is reached.
         ("near", "AP50, faces >= 32 px", 0.9, 0.07),
         ("far", "AP50, faces >= 16 px", 0.895, 0.045),
     ):
@@ -227,6 +229,16 @@ def test_average_precision_by_hand(tools):
     assert false_faces(found, 0.75) == 1.0
 
 
+def test_of_equal_scores_no_order_is_better(tools):
+    from evaluate_detector import average_precision
+
+    right, wrong = [face(0, 0, 20, 20, 0.9)], [face(80, 0, 100, 20, 0.9)]
+    with_a_face, without = scene([[0, 0, 20, 20]]), scene(np.empty((0, 4)))
+    # Half of what has this score is right.
+    assert average_precision([right, wrong], [with_a_face, without], 16) == pytest.approx(1 / 2)
+    assert average_precision([wrong, right], [without, with_a_face], 16) == pytest.approx(1 / 2)
+
+
 def test_doubtful_and_small_faces_are_neither_needed_nor_false(tools):
     from evaluate_detector import average_precision, recall
 
@@ -263,9 +275,9 @@ def test_the_table_has_a_row_a_detector_and_a_column_a_size(comparing):
     from compare_detectors import ours, table
 
     near = ours(ROOT / "models/near.json")
-    head, rule, *rows, _, said = table([near, near], [scene([[20, 20, 60, 60]])]).splitlines()
+    head, rule, *rows, _, said = table([near, near], *[[scene([[20, 20, 60, 60]])]] * 2).splitlines()
     assert [column for column in head.split(" | ") if "32-64" in column] == ["AP50 32-64 px", "recall 32-64 px"]
-    assert {line.count("|") for line in (head, rule, *rows)} == {15}
+    assert {line.count("|") for line in (head, rule, *rows)} == {16}
     assert [row.split(" | ")[:2] for row in rows] == [["| `near`", "256x192"]] * 2
     assert said.startswith("1 pictures")
 
@@ -454,28 +466,86 @@ def test_a_detector_is_measured_beside_another_and_its_card_written(comparing, t
     assert read_card(Path(far)).metrics == ()
 
 
+def test_a_threshold_is_chosen_and_what_hung_on_the_former_one_is_dropped(tools, tmp_path, monkeypatch, capsys):
+    import evaluate_detector
+    from command_line import run
+
+    write_pack(tmp_path / "faceboxes_dev.npz", {"boxes": [[10, 10, 50, 50]] * 2, "box_image": [0, 1]})
+    photos = {"box": np.ones((1, 4), np.float32), "kps": np.zeros((1, 5, 2), np.float32), "img": [0], "ignore": [0]}
+    write_pack(tmp_path / "det_val.npz", photos)
+    shutil.copy(ROOT / "models/near.tflite", tmp_path)
+    card = tmp_path / "near.json"
+    card.write_bytes((ROOT / "models/near.json").read_bytes())
+    before = {metric.metric for metric in read_card(card).metrics}
+    monkeypatch.setattr("sys.argv", ["evaluate_detector.py", str(card), "--data", str(tmp_path)])
+    assert run(evaluate_detector.main) == 0
+    assert read_card(card).thresholds == {"min_score": 0.2}, "nothing is made up on a plain picture"
+    dropped = before - {metric.metric for metric in read_card(card).metrics}
+    assert dropped == {
+        "recall at min_score, faces >= 16 px",
+        "recall at min_score, faces >= 32 px",
+        "false faces / empty picture",
+    }
+    kept = card.read_text()
+    assert "its figures at the former one are gone" in capsys.readouterr().out
+    assert run(evaluate_detector.main) == 0
+    assert card.read_text() == kept
+    assert "are gone" not in capsys.readouterr().out
+
+
+def test_photos_without_a_face_to_show_close_are_learnt_from_too(tools):
+    from detector_scenes import augmented
+
+    class Small(Stills):
+        close = np.array([], np.intp)
+
+    still = Small([scene([[30, 30, 40, 40]])] * 4)
+    for seed in range(20):
+        assert augmented(still, 0, 128, 128, np.random.default_rng(seed)).image.shape == (128, 128, 3)
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong", "words"),
+    [
+        ("img", [0, 1], r"img is \(2,\), not \(1,\) for 1 faces"),
+        ("kps", np.zeros((1, 5, 3)), r"kps is \(1, 5, 3\), not \(1, 5, 2\)"),
+        ("box", np.zeros((1, 3)), r"box is \(1, 3\), not \(1, 4\)"),
+    ],
+)
+def test_photos_whose_fields_dont_go_together_are_told(tools, tmp_path, field, wrong, words):
+    from detector_scenes import open_photos
+
+    fields = {"box": np.ones((1, 4)), "kps": np.zeros((1, 5, 2)), "img": [0], "ignore": [0], field: wrong}
+    write_pack(tmp_path / "photos.npz", fields)
+    with pytest.raises(InputError, match=words):
+        open_photos(tmp_path / "photos.npz")
+
+
 @pytest.mark.skipif(not (DATA / "clips").is_dir(), reason="needs the research data in ../shared/data")
 @pytest.mark.parametrize("name", ["near", "far"])
 def test_no_track_of_a_non_face_lasts_over_a_second(tools, name):
     """On the clips, five frames a second: YuNet sees a face in each such track too, in half of the looks and more."""
     from evaluate_gallery import frames_of
-    from peer_detectors import YuNet
+    from peer_detectors import YUNET, YuNet
 
     detector = Detector(Model(find_model(name), "detector"))
-    yunet = YuNet(DATA / "peers/yunet_n_640_640.onnx", 640, 0.5)
+    yunet = YuNet(DATA / YUNET, 640, 0.5)
     brighter = (255 * (np.arange(256) / 255) ** 0.6).astype(np.uint8)  # ours sees more in the dark than YuNet does
     followed = 0
     for clip in sorted((DATA / "clips").glob("*.mp4")):
-        track, looks = Tracker("clip"), defaultdict(list)
+        track, looks, seen_s = Tracker("clip"), defaultdict(list), defaultdict(list)
         for frame in frames_of(clip):
             for face in track(frame, detector(frame.image)):
-                seen = looks[face.track_id]
-                if face.last_seen_s == frame.stream_s and (not seen or frame.stream_s - seen[-1][0] >= 1):
-                    seen.append((frame.stream_s, frame.image, face.detection.box))
-        for track_id, seen in looks.items():
-            if seen and seen[-1][0] - seen[0][0] > 1:
+                if face.last_seen_s != frame.stream_s:
+                    continue
+                if not seen_s[face.track_id] or frame.stream_s - looks[face.track_id][-1][0] >= 1:
+                    looks[face.track_id].append((frame.stream_s, frame.image, face.detection.box))
+                seen_s[face.track_id].append(frame.stream_s)
+        for track_id, at_s in seen_s.items():
+            if at_s[-1] - at_s[0] > 1:
                 followed += 1
-                faces = [(box, yunet(image) + yunet(cv2.LUT(image, brighter))) for _, image, box in seen]
+                looked = looks[track_id]
+                faces = [(box, yunet(image) + yunet(cv2.LUT(image, brighter))) for _, image, box in looked]
                 found = [any(face.box.iou(box) > 0.4 for face in there) for box, there in faces]
-                assert sum(found) >= len(found) / 2, f"{clip.name}: {track_id} from {seen[0][0]:.1f} s, {seen[0][2]}"
+                assert sum(found) >= len(found) / 2, f"{clip.name}: {track_id} from {at_s[0]:.1f} s, {looked[0][2]}"
     assert followed >= 4

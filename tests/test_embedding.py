@@ -266,14 +266,15 @@ def test_a_pair_whose_face_isnt_found_is_left_out(tool):
     assert figures == {"accuracy": 1.0, "TAR at FAR 0.001": 1.0}
 
 
-def test_a_face_in_a_larger_picture_is_aligned_back_to_where_it_was(tool):
-    """Soft waves in colour, enlarged: half a pixel aside, and they would be 9 levels off."""
+@pytest.mark.parametrize("side", [72, 108, 144])
+def test_a_face_in_a_larger_picture_is_aligned_back_to_where_it_was(tool, side):
+    """Soft waves in colour, brought to another size: half a pixel aside, and they would be 9 levels off."""
     y, x = np.mgrid[0:112, 0:112]
     face = np.stack([128 + 60 * np.sin((x + channel * y) / 6) for channel in range(3)], -1).astype(np.uint8)
-    picture, frame = tool("fit_crop").place(face, 144)
+    picture, frame = tool("fit_crop").place(face, side)
     back = warp(picture, align(tool("evaluate_embedding").template_in(frame)), 112, 112)
     inside = np.s_[4:-4, 4:-4]
-    assert np.abs(back[inside].astype(float) - face[inside]).mean() < 1.5
+    assert np.abs(back[inside].astype(float) - face[inside]).mean() < 0.8
 
 
 def test_aligned_faces_are_brought_to_the_size_of_any_model(tool, tmp_path):

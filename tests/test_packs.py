@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from edgefer.errors import InputError
 from edgefer.messages import Box, Detection
 from edgefer.vision.preprocess import TEMPLATE
 
@@ -53,3 +54,9 @@ def test_a_face_that_is_cut_close_has_no_black_around_it(tool):
     for x, y in TEMPLATE:
         assert white[round(y) - 1 : round(y) + 2, round(x) - 1 : round(x) + 2].all()
     assert white.sum() < 5 * 45
+
+
+def test_a_picture_without_a_byte_is_told(tool):
+    pack = tool("data").Pack("faces.npz", {"blob": np.empty(0, np.uint8), "off": np.array([0, 0])})
+    with pytest.raises(InputError, match=r"faces\.npz: picture 0 doesn't decode"):
+        pack.picture(0)

@@ -26,8 +26,11 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the research data isn
 from edgefer.errors import InputError  # noqa: E402
 from edgefer.messages import Box, Detection  # noqa: E402
 from edgefer.vision.card import ModelCard, ModelInput, read_card  # noqa: E402
+from edgefer.vision.decoders import decode_yunet, grid_cells  # noqa: E402
+from edgefer.vision.detector import MAX_IOU, Detector, suppress  # noqa: E402
 from edgefer.vision.emotion import EmotionReader  # noqa: E402
-from edgefer.vision.model import Model  # noqa: E402
+from edgefer.vision.model import Model, find_model  # noqa: E402
+from edgefer.vision.preprocess import letterbox  # noqa: E402
 
 # TensorFlow and Keras warn of their own affairs.
 pytestmark = [pytest.mark.timeout(500), pytest.mark.filterwarnings("default")]
@@ -852,3 +855,72 @@ def test_a_deeper_network_begins_with_the_answers_of_the_shallower_one(monkeypat
     np.testing.assert_allclose(deep.predict(faces, verbose=0), shallow.predict(faces, verbose=0), atol=1e-5)
     with pytest.raises(InputError, match="another network than the one to train"):
         go_on_from(tmp_path / "shallow.keras", emotion_networks.edgefer(8), faces)
+
+
+@needs_data
+def test_yunet_is_decoded_as_opencv_does():
+    import onnxruntime
+    from detector_scenes import open_photos
+    from peer_detectors import YUNET
+
+    photos = open_photos(DATA / "det_val.npz")
+    several = np.flatnonzero(np.bincount(photos.fields["img"]) >= 3)
+    picture, _ = letterbox(photos.picture(int(several[0])), 640, 640)
+    network = onnxruntime.InferenceSession(DATA / YUNET)
+    given = network.run(None, {"input": picture.transpose(2, 0, 1)[None].astype(np.float32)})
+    scores, boxes, landmarks = decode_yunet(tuple(output[0] for output in given), grid_cells(640, 640), 0.1)
+    kept = suppress(scores, boxes, MAX_IOU)
+    _, rows = cv2.FaceDetectorYN.create(str(DATA / YUNET), "", (640, 640), 0.1, MAX_IOU).detect(picture)
+    assert len(rows) >= 2
+    np.testing.assert_allclose(scores[kept], rows[:, 14], atol=1e-4)
+    np.testing.assert_allclose(boxes[kept], np.hstack([rows[:, :2], rows[:, :2] + rows[:, 2:4]]), atol=0.05)
+    np.testing.assert_allclose(landmarks[kept].reshape(-1, 10), rows[:, 4:14], atol=0.05)
+
+
+@needs_data
+def test_scrfd_places_a_face_where_ours_does():
+    pytest.importorskip("ncnn", reason="SCRFD runs through ncnn: pip install ncnn")
+    from data import open_pack
+    from peer_detectors import Scrfd
+
+    lfw = open_pack(DATA / "lfw_pairs_112.npz")
+    face = cv2.copyMakeBorder(lfw.picture(0), 64, 64, 64, 64, cv2.BORDER_REPLICATE)
+    theirs = Scrfd(DATA / "peers/scrfd_2.5g_kps", 256, 0.5)(face)[0]
+    ours = Detector(Model(find_model("far"), "detector"))(face)[0]
+    assert theirs.box.iou(ours.box) > 0.7
+    assert np.abs(np.subtract(theirs.landmarks, ours.landmarks)).max() < 0.08 * ours.box.side
+
+
+def test_a_damaged_peer_is_told(tmp_path):
+    from peer_detectors import Scrfd, YuNet
+
+    (tmp_path / "yunet.onnx").write_bytes(b"\x08\x07cut")
+    with pytest.raises(InputError, match=r"yunet\.onnx: it can't be loaded"):
+        YuNet(tmp_path / "yunet.onnx", 320, 0.5)
+    pytest.importorskip("ncnn", reason="SCRFD runs through ncnn: pip install ncnn")
+    (tmp_path / "scrfd.param").write_text("version of a pointer, not a network\n")
+    with pytest.raises(InputError, match=r"scrfd\.bin isn't there"):
+        Scrfd(tmp_path / "scrfd", 320, 0.5)
+    (tmp_path / "scrfd.bin").write_bytes(b"")
+    with pytest.raises(InputError, match=r"scrfd\.param: it can't be loaded"):
+        Scrfd(tmp_path / "scrfd", 320, 0.5)
+
+
+def test_an_output_that_finds_next_to_nothing_doesnt_spoil_a_detectors_agreement():
+    from agreement import compare
+
+    original = np.full((5, 40, 1), 1e-3, np.float32)
+    original[0, 7] = 0.9
+    in_int8 = np.where(original > 0.5, original, 0).astype(np.float32)
+    assert compare("detector", [original], [in_int8]).agreement > 0.99
+    assert compare("detector", [original], [np.roll(in_int8, 1, axis=1)]).agreement < 0.1
+
+
+def test_a_run_without_readable_settings_isnt_resumed(tmp_path):
+    from training import kept_settings
+
+    with pytest.raises(InputError, match=r"nothing to resume: .*settings\.json"):
+        kept_settings(tmp_path)
+    (tmp_path / "settings.json").write_text('{"epochs": 4')
+    with pytest.raises(InputError, match=r"settings\.json: it can't be read: .* without --resume"):
+        kept_settings(tmp_path)

@@ -22,8 +22,9 @@ AT_ONCE = 32
 class Comparison:
     """Two models on the same pictures.
 
-    `agreement` is, 0..1, for emotions how often the top class is the same, for embeddings the mean cosine, for
-    detectors the cosine of the output that agrees least; `largest` the largest difference of any value; `noise_db` the
+    `agreement` is, 0..1, for emotions how often the top class is the same, for embeddings the mean cosine of a
+    picture's, for detectors the cosine of the output that agrees least, over all pictures: where nothing is found, an
+    output may be all but zero; `largest` the largest difference of any value; `noise_db` the
     worst output's signal-to-noise ratio.
     """
 
@@ -37,8 +38,10 @@ def compare(task: Task, originals: list[Floats], converted: list[Floats]) -> Com
     pairs = list(zip(originals, converted, strict=True))
     if task == "emotion":
         agreement = float((originals[0].argmax(1) == converted[0].argmax(1)).mean())
-    else:
+    elif task == "embedding":
         agreement = min(float(_cosines(a, b).mean()) for a, b in pairs)
+    else:
+        agreement = min(float(_cosines(a[None], b[None]).mean()) for a, b in pairs)
     return Comparison(
         agreement, max(float(np.abs(a - b).max()) for a, b in pairs), min(signal_to_noise_db(a, b) for a, b in pairs)
     )

@@ -14,13 +14,13 @@ import cv2
 import numpy as np
 from command_line import Parser, pack_path, run
 from data import DATA, save_pack, some_pictures_below
-from peer_detectors import peer
+from peer_detectors import YUNET, Detect, YuNet
 from tqdm import tqdm
 
 from edgefer.errors import InputError
 from edgefer.messages import Image, Landmarks
 from edgefer.pictures import read_picture
-from edgefer.vision.preprocess import TEMPLATE_SIZE, align, letterbox, warp
+from edgefer.vision.preprocess import TEMPLATE_SIZE, align, warp
 
 SIDE = 320
 """Pictures are scaled to this long side, in pixels: YuNet misses faces that fill a larger one."""
@@ -36,8 +36,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     paths = some_pictures_below(arguments.folder)
-    yunet = peer(arguments.data / "peers" / "yunet_n_640_640.onnx")
-    detector = cv2.FaceDetectorYN.create(str(yunet), "", (SIDE, SIDE), score_threshold=arguments.min_score)
+    detector = YuNet(arguments.data / YUNET, SIDE, arguments.min_score)
     jpegs = []
     for path in tqdm(paths, unit="picture", mininterval=10):
         try:
@@ -62,18 +61,10 @@ def aligned(image: Image, landmarks: Landmarks) -> Image:
     return warp(wider, matrix, TEMPLATE_SIZE, TEMPLATE_SIZE)
 
 
-def largest_face(detector: cv2.FaceDetectorYN, image: Image) -> Landmarks | None:
+def largest_face(detector: Detect, image: Image) -> Landmarks | None:
     """The five points of the largest face of a picture (BGR), in its pixels; None where there is none."""
-    square, scale = letterbox(image, SIDE, SIDE)
-    _, faces = detector.detect(square)
-    if faces is None:
-        return None  # type: ignore[unreachable]  # OpenCV's types say so, and are wrong
-    # A row is x, y, width, height, the five points, the score.
-    face = max(faces, key=lambda row: float(row[2] * row[3]))
-    left_eye, right_eye, nose, left_mouth, right_mouth = [
-        (float(x) / scale, float(y) / scale) for x, y in face[4:14].reshape(5, 2)
-    ]
-    return left_eye, right_eye, nose, left_mouth, right_mouth
+    faces = detector(image)
+    return max(faces, key=lambda face: face.box.side).landmarks if faces else None
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
 
 The odd images of faceboxes_dev, which nothing of ours trains on; `pip install ncnn` for SCRFD. AP50 and recall are of
 faces by size, in pixels of the picture (its long side has 400 at most); the recall is at the score that makes up one
-face in ten images. Each picture goes to all in turn, on one thread; letterbox, network, decoding at a usual threshold
-and suppression are timed, and told as a ratio to the first card's median.
+face in ten images; the points' error is that of det_val's faces of at least 32 px. Each picture goes to all in turn, on
+one thread; letterbox, network, decoding at a usual threshold and suppression are timed, and told as a ratio to the
+first card's median.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from evaluate_detector import (
     SIZES,
     average_precision,
     held_out_people,
+    landmark_error,
     recall,
     score_at,
+    validation_photos,
 )
 from peer_detectors import PARAMETERS, Detect, peers
 
@@ -68,7 +71,8 @@ def main() -> None:
     for side in SIDES:
         thorough, usual = (peers(arguments.data / "peers", side, score) for score in (LOWEST_SCORE, USUAL_SCORE))
         others += [Contender(name, f"{side}", PARAMETERS[name], thorough[name], usual[name]) for name in thorough]
-    print(table([*map(ours, arguments.cards), *others], held_out_people(arguments.data)))
+    contenders = [*map(ours, arguments.cards), *others]
+    print(table(contenders, held_out_people(arguments.data), validation_photos(arguments.data)))
 
 
 def ours(card: Path) -> Contender:
@@ -79,8 +83,8 @@ def ours(card: Path) -> Contender:
     return Contender(f"`{model.card.name}`", takes, parameters(model.path), thorough, usual)
 
 
-def table(contenders: Sequence[Contender], scenes: list[Scene]) -> str:
-    """How well and how fast each finds the faces of these pictures: Markdown, a row a contender."""
+def table(contenders: Sequence[Contender], scenes: list[Scene], photos: list[Scene]) -> str:
+    """How well and how fast each finds the scenes' faces, and places the photos': Markdown, a row a contender."""
     cv2.setNumThreads(1)
     found = [[contender.thorough(scene.image) for scene in scenes] for contender in contenders]
     seconds: list[list[float]] = [[] for _ in contenders]
@@ -96,6 +100,7 @@ def table(contenders: Sequence[Contender], scenes: list[Scene]) -> str:
         "time",
         *(f"AP50 >= {px} px" for px in SMALLEST),
         *(f"{figure} {name}" for figure in ("AP50", "recall") for name in SIZES),
+        "points",
     ]
     rows = [columns, ["---"] * len(columns)]
     first_s = np.median(seconds[0])
@@ -105,7 +110,9 @@ def table(contenders: Sequence[Contender], scenes: list[Scene]) -> str:
         figures += [average_precision(faces, scenes, *ends) for ends in SIZES.values()]
         figures += [recall(faces, scenes, low, few_false, high) for low, high in SIZES.values()]
         size, ratio = f"{contender.parameters / 1e3:.0f} k", f"{np.median(each_s) / first_s:.2f}"
-        rows.append([contender.name, contender.takes, size, ratio, *(f"{figure:.3f}" for figure in figures)])
+        points = landmark_error([contender.thorough(photo.image) for photo in photos], photos, 32)
+        told = [f"{figure:.3f}" for figure in figures]
+        rows.append([contender.name, contender.takes, size, ratio, *told, f"{points:.1%}"])
     said = f"{len(scenes)} pictures; a time of 1 was {first_s * 1e3:.1f} ms"
     return "\n".join(["| " + " | ".join(row) + " |" for row in rows]) + f"\n\n{said}"
 

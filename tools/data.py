@@ -39,7 +39,8 @@ class Pack:
 
     def picture(self, i: int) -> Image:
         """Picture i, BGR."""
-        image = cv2.imdecode(self.jpeg(i), cv2.IMREAD_COLOR)
+        jpeg = self.jpeg(i)
+        image = cv2.imdecode(jpeg, cv2.IMREAD_COLOR) if len(jpeg) else None
         if image is None:
             raise InputError(f"{self.name}: picture {i} doesn't decode; make the pack again")
         return image.astype(np.uint8, copy=False)

@@ -13,6 +13,7 @@ import numpy as np
 from data import Pack, open_pack
 from numpy.typing import NDArray
 
+from edgefer.errors import InputError
 from edgefer.messages import Image
 from edgefer.vision.preprocess import PADDING
 
@@ -76,7 +77,12 @@ def _has_close_face(pack: Pack) -> NDArray[np.bool_]:
 
 def open_photos(path: Path) -> Pack:
     """det_train, det_val, or what label_faces.py writes."""
-    return open_pack(path, "img", "box", "kps", "ignore")
+    pack = open_pack(path, "img", "box", "kps", "ignore")
+    faces = len(pack.fields["box"])
+    for name, each in {"img": (), "box": (4,), "kps": (5, 2), "ignore": ()}.items():
+        if (shape := pack.fields[name].shape) != (faces, *each):
+            raise InputError(f"{path}: {name} is {shape}, not {(faces, *each)} for {faces} faces; make the pack again")
+    return pack
 
 
 def open_people(data: Path) -> Pack:
@@ -107,7 +113,7 @@ def augmented(scenes: Scenes, i: int, width: int, height: int, rng: np.random.Ge
     """A training canvas around picture i, mirrored, lit, spoilt: zoomed and cut, in a mosaic, or among close faces."""
     canvas = np.full((height, width, 3), PADDING if rng.random() < 0.7 else rng.integers(256, size=3), np.uint8)
     kind = rng.random()
-    close = kind < CLOSE_UPS
+    close = kind < CLOSE_UPS and len(scenes.close) > 0
     if close:
         across = int(rng.integers(2, 5))
         x, y = (np.linspace(0, side, across + 1).astype(int) for side in (width, height))

@@ -23,7 +23,7 @@ from pathlib import Path
 from command_line import Parser, card_path, run
 from compare_detectors import ours, table
 from data import DATA
-from evaluate_detector import evaluate_detector, held_out_people
+from evaluate_detector import evaluate_detector, held_out_people, validation_photos
 from evaluate_embedding import evaluate_alignment, evaluate_embedding
 from evaluate_emotion import evaluate_emotion
 from evaluate_gallery import evaluate_gallery
@@ -61,12 +61,14 @@ def main() -> None:
         return
     models = [Model(card.with_suffix(".tflite"), arguments.task) for card in (arguments.card, arguments.beside) if card]
     both = len(models) == 2 and is_float_of(models[1].card, models[0].card)
-    if both:  # the temperature was fitted to the first
-        models[1].card = dataclasses.replace(models[1].card, temperature=models[0].card.temperature)
+    if both:  # temperature and thresholds were fitted to the first
+        fitted = {name: getattr(models[0].card, name) for name in ("temperature", "thresholds")}
+        models[1].card = dataclasses.replace(models[1].card, **fitted)
     measured = [EVALUATORS[arguments.task](model, arguments.data) for model in models]
     if arguments.task == "detector":
         cards = [card for card in (arguments.card, arguments.beside) if card]
-        print(table([ours(card) for card in cards], held_out_people(arguments.data)))
+        people, photos = held_out_people(arguments.data), validation_photos(arguments.data)
+        print(table([ours(card) for card in cards], people, photos))
     figures: dict[tuple[str, str, str], list[str]] = {}
     for number, metrics in enumerate(measured):
         for metric in metrics:

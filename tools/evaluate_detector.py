@@ -97,15 +97,17 @@ def find(model: Model, scenes: list[Scene], min_score: float = LOWEST_SCORE) -> 
 def average_precision(found: Found, scenes: list[Scene], smallest: float, largest: float | None = None) -> float:
     """AP at IoU 0.5 over all points of the curve, of wanted faces of at least `smallest` pixels.
 
-    Best scores first, each detection takes the wanted face that it overlaps most. One that lies on a doubtful or
+    Best scores first, each detection takes the wanted face that it overlaps most; the curve has a point for each score,
+    since an int8 model gives many the same, in no order. One that lies on a doubtful or
     smaller face is neither right nor wrong; every other one is wrong, whatever its size. With `largest`, faces below it
     alone are wanted, and detections between the two alone are wrong, as in COCO's areas.
     """
     verdicts, total = _judged(found, scenes, smallest, largest)
-    right = np.cumsum([verdict for _, verdict in verdicts])
-    if not total or not len(right):
+    if not total or not verdicts:
         return 0.0
-    precision = right / np.arange(1, len(right) + 1)
+    last = np.flatnonzero(np.diff([score for score, _ in verdicts], append=-1.0))  # of each score
+    right = np.cumsum([verdict for _, verdict in verdicts])[last]
+    precision = right / (last + 1)
     # The best precision at this recall or a higher one.
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float((envelope * np.diff(right / total, prepend=0.0)).sum())

@@ -85,8 +85,7 @@ def evaluate_alignment(model: Model, data: Path, name: str) -> str:
 def template_in(frame: Box) -> Landmarks:
     """Where the landmarks of an aligned face stand in a picture that holds it enlarged."""
     scale = frame.width / TEMPLATE_SIZE
-    # Enlarging keeps the corners of pixels, and a pixel's middle is half of one from there.
-    points = (TEMPLATE + 0.5) * scale - 0.5 + (frame.x, frame.y)
+    points = TEMPLATE * scale + (frame.x, frame.y)
     return cast("Landmarks", tuple(map(tuple, points.tolist())))
 
 

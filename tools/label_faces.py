@@ -18,7 +18,7 @@ from command_line import Parser, count, pack_path, run
 from data import DATA, save_pack, some_pictures_below
 from detector_scenes import Floats, sizes_of
 from numpy.typing import NDArray
-from peer_detectors import Scrfd, YuNet
+from peer_detectors import YUNET, Scrfd, YuNet
 from tqdm import tqdm
 
 from edgefer.errors import InputError
@@ -46,18 +46,20 @@ def main() -> None:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     paths = some_pictures_below(arguments.folder)
     chosen = np.random.default_rng(0).permutation(len(paths))[: arguments.limit]
-    peers = arguments.data / "peers"
-    scrfd = Scrfd(peers / "scrfd_2.5g_kps", SIDE, DOUBTFUL)
-    yunet = YuNet(peers / "yunet_n_640_640.onnx", SIDE, MIN_SCORE)
+    scrfd = Scrfd(arguments.data / "peers" / "scrfd_2.5g_kps", SIDE, DOUBTFUL)
+    yunet = YuNet(arguments.data / YUNET, SIDE, MIN_SCORE)
     jpegs: list[NDArray[np.uint8]] = []
+    unread = 0
     found: list[tuple[int, Detection]] = []  # the picture's number, and what is in it
     for i in tqdm(chosen, unit="picture", mininterval=10):
         image = read(paths[i])
+        unread += image is None
         if image is not None and (faces := agreed(scrfd(image), yunet(image))):
             found += [(len(jpegs), face) for face in faces]
             jpegs.append(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].ravel().astype(np.uint8))
+    of = f"of {len(chosen)} pictures" + (f" ({unread} can't be read)" if unread else "")
     if not jpegs:
-        raise InputError(f"{arguments.folder}: on none of {len(chosen)} pictures the two agreed on a single face")
+        raise InputError(f"{arguments.folder}: on none {of} the two agreed on a single face")
     save_pack(
         arguments.output,
         blob=np.concatenate(jpegs),
@@ -67,7 +69,7 @@ def main() -> None:
         kps=np.array([face.landmarks for _, face in found], np.float32),
         ignore=np.array([face.score < MIN_SCORE for _, face in found], np.uint8),
     )
-    print(f"{arguments.output}: {len(jpegs)} of {len(chosen)} pictures")
+    print(f"{arguments.output}: {len(jpegs)} {of}")
 
 
 def read(path: Path) -> Image | None:

@@ -20,6 +20,9 @@ from edgefer.vision.preprocess import letterbox
 Detect = Callable[[Image], list[Detection]]
 PARAMETERS = {"SCRFD-2.5g": 820_000, "SCRFD-500m": 570_000, "YuNet": 75_856}
 """As their authors tell: SCRFD's README of the models with points, YuNet's paper (Wu et al. 2023)."""
+YUNET = Path("peers/yunet_n_640_640.onnx")
+"""In the folder of the research data."""
+DAMAGED = "it can't be loaded; is it whole? get the research data's peers again"
 
 
 def peers(folder: Path, side: int, min_score: float) -> dict[str, Detect]:
@@ -27,26 +30,28 @@ def peers(folder: Path, side: int, min_score: float) -> dict[str, Detect]:
     return {
         "SCRFD-2.5g": Scrfd(folder / "scrfd_2.5g_kps", side, min_score),
         "SCRFD-500m": Scrfd(folder / "scrfd_500m_kps", side, min_score),
-        "YuNet": YuNet(folder / "yunet_n_640_640.onnx", side, min_score),
+        "YuNet": YuNet(folder / YUNET.name, side, min_score),
     }
 
 
 class Scrfd:
-    """SCRFD (Guo et al. 2021): two anchors a cell on three grids; sides and points in strides from its corner."""
+    """SCRFD (Guo et al. 2021): two anchors a cell on three grids; sides and points in strides from its corner.
+
+    `side` is a multiple of 32.
+    """
 
     def __init__(self, model: Path, side: int, min_score: float) -> None:
         try:
             import ncnn  # noqa: PLC0415  # of use here only
         except ImportError as error:
             raise InputError("SCRFD runs through ncnn, which isn't installed: pip install ncnn") from error
-        if not model.with_name(model.name + ".param").is_file():
-            raise InputError(f"{model}.param isn't there; name the folder of the research data with --data")
-
+        param, weights = (peer(model.with_name(model.name + end)) for end in (".param", ".bin"))
         self._ncnn, self._side, self._min_score = ncnn, side, min_score
         self._net = ncnn.Net()
         self._net.opt.num_threads = 1
-        self._net.load_param(str(model.with_name(model.name + ".param")))
-        self._net.load_model(str(model.with_name(model.name + ".bin")))
+        for path, load in ((param, self._net.load_param), (weights, self._net.load_model)):
+            if load(str(path)) != 0:
+                raise InputError(f"{path}: {DAMAGED}")
 
     def __call__(self, image: Image) -> list[Detection]:
         """The faces of a picture (BGR), best first, in pixels of the picture."""
@@ -79,7 +84,10 @@ class YuNet:
 
     def __init__(self, model: Path, side: int, min_score: float) -> None:
         self._side = side
-        self._detector = cv2.FaceDetectorYN.create(str(peer(model)), "", (side, side), min_score, MAX_IOU)
+        try:
+            self._detector = cv2.FaceDetectorYN.create(str(peer(model)), "", (side, side), min_score, MAX_IOU)
+        except cv2.error as error:
+            raise InputError(f"{model}: {DAMAGED}") from error
 
     def __call__(self, image: Image) -> list[Detection]:
         """The faces of a picture (BGR), best first, in pixels of the picture."""

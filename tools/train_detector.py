@@ -34,7 +34,7 @@ from former_network import ADDED, PICTURES, go_on_from_mean
 from keras import layers, ops
 from muon import Muon
 from numpy.typing import NDArray
-from training import BFLOAT16, START, begin, beginning, commit, load_checkpoint, rebuilt, started_from
+from training import BFLOAT16, START, begin, beginning, commit, kept_settings, load_checkpoint, rebuilt, started_from
 
 from edgefer.errors import InputError
 from edgefer.messages import Image
@@ -89,7 +89,7 @@ def main() -> None:
     if arguments.resume:
         if not progress(folder).is_file():
             raise InputError(f"nothing to resume: {folder} holds no epoch of a run")
-        kept = json.loads((folder / "settings.json").read_text())
+        kept = kept_settings(folder)
         run_of = {name: kept.pop(name, run_of[name]) for name in run_of}
         run_of["command"] += f", resumed by {shlex.join(['python', *sys.argv])}"
         parser.set_defaults(**kept | {"start": started_from(kept)})

@@ -47,13 +47,13 @@ from training import (
     checkpoint,
     commit,
     fit,
+    kept_settings,
     rebuilt,
     resume,
     started_from,
     warm_cosine,
 )
 
-from edgefer.errors import InputError
 from edgefer.messages import Image
 from edgefer.vision.card import Crop, ModelCard, ModelInput
 from edgefer.vision.embedder import units
@@ -108,9 +108,7 @@ def main() -> None:
     folder: Path = arguments.out
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.resume:
-        if not (folder / "settings.json").is_file():
-            raise InputError(f"nothing to resume: {folder / 'settings.json'} isn't there")
-        kept = {"commit": commit()} | json.loads((folder / "settings.json").read_text())
+        kept = {"commit": commit()} | kept_settings(folder)
         kept["start"] = started_from(kept)
         kept["command"] += f", resumed by {shlex.join(['python', *sys.argv])}"
         parser.set_defaults(**kept)

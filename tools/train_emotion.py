@@ -50,6 +50,7 @@ from training import (
     checkpoint,
     commit,
     fit,
+    kept_settings,
     rebuilt,
     resume,
 )
@@ -111,10 +112,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
     arguments = parser.parse_args()
     if arguments.resume:
-        settings = arguments.out / "settings.json"
-        if not settings.is_file():
-            raise InputError(f"nothing to resume: {settings} isn't there")
-        parser.set_defaults(**json.loads(settings.read_text())["arguments"])
+        parser.set_defaults(**kept_settings(arguments.out)["arguments"])
         arguments = parser.parse_args()
     train(arguments, find_faces(Path(arguments.data), arguments.classes.split(",") if arguments.classes else ()))
 

@@ -49,6 +49,18 @@ def rebuilt(model: keras.Model, build: Callable[[], keras.Model], *, bfloat16: b
     return copy
 
 
+def kept_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a run that is to be resumed; InputError where there are none that can be read."""
+    path = folder / "settings.json"
+    try:
+        kept: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"nothing to resume: {path} isn't there") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: it can't be read: {error}; begin the run anew, without --resume") from error
+    return kept
+
+
 def started_from(kept: dict[str, Any]) -> list[str]:
     """The models that a run began with, by its kept settings, where one or none stood for itself once."""
     start = kept.get("start")
