@@ -32,8 +32,8 @@ FRAME_S = 10.0
 """How long a camera may take to open and to give a frame."""
 
 UNLIKE = 0.6
-"""A face under this share of the threshold to the mean of a person's others is told. Of CelebA people whom the model
-never learned from, with four faces enrolled, that is 99 % of others' faces and one in eleven of their own."""
+"""A face whose cosine to the mean of a person's others is under this share of the threshold is told. Of CelebA people
+whom the model never learned from, four faces enrolled, that is 99 % of others' faces and one in eleven of their own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,8 +35,8 @@ BINS = 100
 """Bins of the strangers' histogram to a similarity of 1."""
 SPREAD_COST = 0.1
 """Strangers come nearer to somebody the more templates there are, and the more these differ. This much of their
-variance (0 for one template, 0.3 for three of CelebA) is taken off the cosine: at one threshold strangers are named as
-seldom after people of one template as of five (models/MODELS.md has the figures)."""
+variance (0 for one template, 0.3 for three of CelebA) is taken off the cosine: at one threshold strangers are named
+about as seldom after people of one to five templates; of eight they would need 0.01 to 0.03 more (models/MODELS.md)."""
 
 
 def _now() -> str:
@@ -338,7 +338,7 @@ class Gallery:
             )
 
     def strangers(self) -> dict[float, int]:
-        """How many strangers came how near: the upper edge of each bin's cosine, and the count."""
+        """How many strangers came how near: the upper edge of each bin, and the count."""
         rows = self._file.read("SELECT bin, count FROM stranger WHERE model = ? ORDER BY bin", self.model)
         return {(bin_ + 1) / BINS: count for bin_, count in cast("list[tuple[int, int]]", rows)}
 

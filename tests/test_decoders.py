@@ -22,7 +22,6 @@ from edgefer.vision.detector import Detector
 from edgefer.vision.model import Model, Outputs, find_model
 
 ROOT = Path(__file__).parent.parent
-PEERS = ROOT.parent / "shared/data/peers"
 
 
 def logit(score: float) -> float:

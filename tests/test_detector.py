@@ -282,6 +282,44 @@ def test_the_table_has_a_row_a_detector_and_a_column_a_size(comparing):
     assert said.startswith("1 pictures")
 
 
+def test_the_table_tells_how_far_off_the_points_are(comparing):
+    from compare_detectors import Contender, table
+
+    points = np.array([[30, 30], [50, 30], [40, 40], [32, 50], [48, 50]], np.float32)
+    found = Detection(Box(20, 20, 40, 40), 0.9, tuple((x + 2, y) for x, y in points.tolist()))
+    mine = Contender("mine", "1x1", 1000, lambda _: [found], lambda _: [found])
+    head, _, row, *_ = table([mine], [scene([])], [scene([[20, 20, 60, 60]], points=[points])]).splitlines()
+    assert (head.split(" | ")[-1], row.split(" | ")[-1]) == ("points |", "5.0% |"), "2 px of 40"
+
+
+def test_a_float_model_is_measured_at_the_threshold_that_was_fitted(comparing, tmp_path, monkeypatch):
+    """The same model twice: what hangs on the threshold is the same, though the second's card has another."""
+    import evaluate
+    from command_line import run
+
+    rng = np.random.default_rng(3)
+    noise = cv2.resize(rng.integers(0, 256, (30, 40, 3), np.uint8), (400, 300), interpolation=cv2.INTER_CUBIC)
+    jpeg = cv2.imencode(".jpg", noise)[1].ravel()
+    pictures = {"blob": np.concatenate([jpeg, jpeg]), "off": [0, len(jpeg), 2 * len(jpeg)]}
+    photos = {"box": np.ones((1, 4)), "kps": np.zeros((1, 5, 2)), "img": [0], "ignore": [0]}
+    np.savez(tmp_path / "faceboxes_dev.npz", **pictures, boxes=[[10, 10, 50, 50]], box_image=[1])
+    np.savez(tmp_path / "det_val.npz", **pictures, **photos)
+    card = read_card(ROOT / "models/near.json")
+    for name, precision, min_score in (("mine", "int8", 0.001), ("float", "float32", 0.99)):
+        shutil.copy(ROOT / "models/near.tflite", tmp_path / f"{name}.tflite")
+        training = {**card.training, "precision": precision}
+        written = dataclasses.replace(card, thresholds={"min_score": min_score}, training=training, metrics=())
+        (tmp_path / f"{name}.json").write_text(written.to_json())
+    cards = [str(tmp_path / f"{name}.json") for name in ("mine", "float")]
+    monkeypatch.setattr(
+        "sys.argv", ["evaluate.py", "detector", cards[0], "--beside", cards[1], "--data", str(tmp_path)]
+    )
+    assert run(evaluate.main) == 0
+    kept = read_card(tmp_path / "mine.json").metrics
+    made_up = {m.precision: m.value for m in kept if m.metric == "false faces / empty picture"}
+    assert made_up["int8"] == made_up["float32"] > 0
+
+
 def test_a_model_has_as_many_parameters_in_int8_as_in_float(comparing):
     from compare_detectors import parameters
 

@@ -22,10 +22,10 @@ AT_ONCE = 32
 class Comparison:
     """Two models on the same pictures.
 
-    `agreement` is, 0..1, for emotions how often the top class is the same, for embeddings the mean cosine of a
-    picture's, for detectors the cosine of the output that agrees least, over all pictures: where nothing is found, an
-    output may be all but zero; `largest` the largest difference of any value; `noise_db` the
-    worst output's signal-to-noise ratio.
+    `agreement` is, 0..1, for emotions how often the top class is the same; for embeddings the mean of the pictures'
+    cosines; for detectors the cosine of the output that agrees least, one over all pictures: an output of a picture
+    where nothing is found may be all but zero, and its cosine say nothing. `largest` is the largest difference of any
+    value; `noise_db` the worst output's signal-to-noise ratio.
     """
 
     agreement: float

@@ -77,17 +77,22 @@ def _has_close_face(pack: Pack) -> NDArray[np.bool_]:
 
 def open_photos(path: Path) -> Pack:
     """det_train, det_val, or what label_faces.py writes."""
-    pack = open_pack(path, "img", "box", "kps", "ignore")
-    faces = len(pack.fields["box"])
-    for name, each in {"img": (), "box": (4,), "kps": (5, 2), "ignore": ()}.items():
-        if (shape := pack.fields[name].shape) != (faces, *each):
-            raise InputError(f"{path}: {name} is {shape}, not {(faces, *each)} for {faces} faces; make the pack again")
-    return pack
+    return _open(path, {"box": (4,), "img": (), "kps": (5, 2), "ignore": ()})
 
 
 def open_people(data: Path) -> Pack:
     """faceboxes_dev."""
-    return open_pack(data / "faceboxes_dev.npz", "boxes", "box_image")
+    return _open(data / "faceboxes_dev.npz", {"boxes": (4,), "box_image": ()})
+
+
+def _open(path: Path, fields: dict[str, tuple[int, ...]]) -> Pack:
+    """A pack with a row a face in each of these fields, of these shapes; the first tells how many they are."""
+    pack = open_pack(path, *fields)
+    faces = len(pack.fields[next(iter(fields))])
+    for name, each in fields.items():
+        if (shape := pack.fields[name].shape) != (faces, *each):
+            raise InputError(f"{path}: {name} is {shape}, not {(faces, *each)} for {faces} faces; make the pack again")
+    return pack
 
 
 def photo_scene(pack: Pack, i: int) -> Scene:

@@ -97,10 +97,10 @@ def find(model: Model, scenes: list[Scene], min_score: float = LOWEST_SCORE) -> 
 def average_precision(found: Found, scenes: list[Scene], smallest: float, largest: float | None = None) -> float:
     """AP at IoU 0.5 over all points of the curve, of wanted faces of at least `smallest` pixels.
 
-    Best scores first, each detection takes the wanted face that it overlaps most; the curve has a point for each score,
-    since an int8 model gives many the same, in no order. One that lies on a doubtful or
+    Best scores first, each detection takes the wanted face that it overlaps most. One that lies on a doubtful or
     smaller face is neither right nor wrong; every other one is wrong, whatever its size. With `largest`, faces below it
-    alone are wanted, and detections between the two alone are wrong, as in COCO's areas.
+    alone are wanted, and detections between the two alone are wrong, as in COCO's areas. The curve has one point for
+    each score: an int8 model gives many detections the same, and their order says nothing.
     """
     verdicts, total = _judged(found, scenes, smallest, largest)
     if not total or not verdicts:

@@ -134,7 +134,7 @@ def points_in_frames(images: Image, yunet: YuNet) -> Points:
 
 
 def compare(detector: Detector, reader: EmotionReader, images: Image, labels: NDArray[np.intp]) -> None:
-    """Print the accuracy on the images as they are, brought to another size and back, and through detector and crop."""
+    """Print the accuracy on the images as they are, resized and back, by detector and crop, and with the crop off."""
     card = reader.model.card
     assert card.crop is not None  # read_card saw to it
     right, down = card.crop.shift

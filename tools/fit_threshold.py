@@ -38,12 +38,12 @@ from edgefer.vision.model import Model
 STRANGERS_NAMED, PEOPLE, SHOTS, LOOKS = 5e-4, 50, 3, 5
 DATASET, RATE_NAMED = "CelebA and UTKFace", f"strangers named at the threshold, {PEOPLE} people by {SHOTS} pictures"
 TAIL = 0.01
-"""The share of strangers, those who come nearest, whose cosines are taken to fall off exponentially."""
+"""The share of strangers, those who come nearest, whose similarities are taken to fall off exponentially."""
 DRAWS = 100
 GROWN_UP = 16
 """Years."""
 MARGIN = 0.05
-"""The second person must be this much further: strangers' cosines to two people seldom differ less by chance alone."""
+"""The second person must be this much further: a stranger's similarities to two seldom differ less by chance alone."""
 
 
 def main() -> None:
@@ -56,10 +56,10 @@ def main() -> None:
     card = read_card(arguments.card)
     precision = precision_of(card)
     embedder = Embedder(Model(arguments.card.with_suffix(".tflite"), "embedding"))
-    celeba = open_pack(arguments.data / "celeba_wild_id_112.npz")
+    celeba = open_pack(arguments.data / "celeba_wild_id_112.npz", "ids")
     apart = np.flatnonzero(held_out(celeba))
     faces, templates = (embed_all(embed, celeba, apart) for embed in (embedder, embedder.template))
-    utk = open_pack(arguments.data / "utk_112.npz")
+    utk = open_pack(arguments.data / "utk_112.npz", "age")
     grown_up = embed_all(embedder, utk, np.flatnonzero(utk.fields["age"] >= GROWN_UP))
     ids = celeba.fields["ids"][apart]
     people = {str(one): np.flatnonzero(ids == one) for one in np.unique(ids)}
@@ -104,7 +104,7 @@ def decided_on(looks: Floats) -> list[Floats]:
 
 
 def beyond(strangers: Floats, rate: float) -> float:
-    """The cosine that this share of strangers would exceed, if those in the tail fall off exponentially."""
+    """The similarity that this share of strangers would exceed, if those in the tail fall off exponentially."""
     start = threshold_at(strangers, TAIL)
     return start + float((strangers[strangers > start] - start).mean()) * math.log(TAIL / rate)
 

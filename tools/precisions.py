@@ -25,6 +25,8 @@ PASSING = frozenset({"RESHAPE", "MAX_POOL_2D", "PAD", "TRANSPOSE", "STRIDED_SLIC
 """Operators that hand values on as they are: in float they would mend nothing."""
 SHARES = np.linspace(0.3, 1, 29).tolist()
 """Of a tensor's smallest and largest value: where its range may end."""
+SEEN = 2000
+"""Values of a tensor that each sample is judged by, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +176,10 @@ def clip(floats: bytes, ranges: Ranges, samples: list[Floats], fixed: set[str]) 
             except ValueError:  # what a delegate keeps to itself
                 del seen[name]
                 continue
-            some = values if name in scores else rng.choice(values.ravel(), min(2000, values.size), replace=False)
+            # Scores stay together: a softmax compares each with the others of its row.
+            some = values.reshape(-1, values.shape[-1] if name in scores else 1)
+            if name not in scores or some.size > SEEN:
+                some = rng.choice(some, min(max(1, SEEN // some.shape[1]), len(some)), replace=False)
             seen[name].append(some)
     narrowed = dict(ranges)
     for name, parts in seen.items():
