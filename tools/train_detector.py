@@ -48,7 +48,7 @@ INPUTS = {"far": ModelInput(416, 320, "bgr", (-1.0, 1.0)), "near": ModelInput(25
 as the letterbox is."""
 CANVAS = (256, 256)
 """Width and height in training. Smaller than `far`, for more steps an hour: the network hardly sees further."""
-CALIBRATION_PICTURES = 192
+CALIBRATION_PICTURES = 384
 BOX_WEIGHT, LANDMARKS_WEIGHT = 2.0, 20.0
 """What the loss of the box and of the landmarks weigh beside the score's."""
 INTENDED_USE = {
