@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -242,3 +244,19 @@ def test_the_shipped_model_on_unseen_faces(tool):
     assert accuracy(255 - fer.images[rows]) < 0.4
     # A colour frame of a gray picture is that picture.
     assert accuracy(np.repeat(fer.images[rows][..., None], 3, 3)) == plain
+
+
+@pytest.mark.skipif(not FER2013.is_dir(), reason="needs the research data in ../shared/data")
+def test_a_crop_is_written_only_once_it_is_measured(tool, tmp_path, monkeypatch, capsys):
+    """FER2013 knows none of this model's labels: it can't be measured, and keeps its crop."""
+    run = tool("command_line").run
+    card = tmp_path / "mine.json"
+    shutil.copy(find_model("emotion-48"), card.with_suffix(".tflite"))
+    shipped = read_card(find_model("emotion-48").with_suffix(".json"))
+    strange = replace(shipped, labels=tuple("abcdefg"), crop=Crop("box", 0.5), metrics=())
+    card.write_text(strange.to_json())
+    kept = card.read_text()
+    monkeypatch.setattr("sys.argv", ["fit_crop.py", str(card), "--data", str(FER2013.parent), "--images", "60"])
+    assert run(tool("fit_crop").main) == 66
+    assert "none of the 60 faces has a label that the model knows" in capsys.readouterr().err
+    assert card.read_text() == kept
