@@ -517,7 +517,7 @@ def test_a_threshold_is_chosen_and_what_hung_on_the_former_one_is_dropped(tools,
     before = {metric.metric for metric in read_card(card).metrics}
     monkeypatch.setattr("sys.argv", ["evaluate_detector.py", str(card), "--data", str(tmp_path)])
     assert run(evaluate_detector.main) == 0
-    assert read_card(card).thresholds == {"min_score": 0.2}, "nothing is made up on a plain picture"
+    assert read_card(card).thresholds == {"min_score": 0.22}, "nothing is made up on a plain picture; and a step more"
     dropped = before - {metric.metric for metric in read_card(card).metrics}
     assert dropped == {
         "recall at min_score, faces >= 16 px",

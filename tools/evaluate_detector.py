@@ -182,7 +182,7 @@ def _overlaps(faces: list[Detection], boxes: Floats) -> NDArray[np.float64]:
 
 
 def main() -> None:
-    """Show thresholds with what each costs; keep the lowest that makes up few enough faces in the card."""
+    """Show thresholds with what each costs; keep the lowest but one that makes up few enough faces in the card."""
     parser = Parser(__doc__)
     parser.add_argument("card", type=card_path, help="the model's card, its .tflite, or the name of one that ships")
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
@@ -194,14 +194,16 @@ def main() -> None:
         raise InputError(f"{arguments.data / 'det_val.npz'} holds no picture without a face to count false ones on")
     thresholds = np.arange(0.2, 0.8, 0.02).round(2).tolist()
     on_people, on_empty = find(model, people, thresholds[0]), find(model, empty, thresholds[0])
-    chosen = None
+    chosen, few_enough = None, False
     print("min_score  false faces a picture  recall >= 16 px  recall >= 32 px")
     for min_score in thresholds:
         wrong = false_faces(on_empty, min_score)
         shares = [recall(on_people, people, smallest, min_score) for smallest in (16, 32)]
         print(f"{min_score:9.2f}  {wrong:21.3f}  {shares[0]:15.3f}  {shares[1]:15.3f}")
-        if chosen is None and wrong <= FALSE_FACES:
+        # A step more than needed: tflite-runtime 2.14 rounds otherwise, and gives a score 0.025 higher now and then.
+        if chosen is None and few_enough:
             chosen = min_score
+        few_enough = wrong <= FALSE_FACES
     if chosen is None:
         raise InputError(f"every threshold up to {thresholds[-1]} makes up too many faces; the card stays as it is")
     card = read_card(arguments.card)
