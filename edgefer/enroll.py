@@ -17,7 +17,7 @@ from edgefer.cameras import EndOfStream
 from edgefer.control import ask_for_looks
 from edgefer.errors import CameraError, InputError, UsageError
 from edgefer.escape import escape
-from edgefer.gallery import Template, check_name, model_id, nearest, open_gallery
+from edgefer.gallery import Template, check_name, compared, model_id, open_gallery
 from edgefer.gallery_file import DamagedGalleryError
 from edgefer.identify import identity_rule
 from edgefer.latest import Latest
@@ -286,10 +286,11 @@ def _alike(
 ) -> Alike | None:
     """Who else is so near that they could be taken for one person, the nearest one; by the similarity of a match."""
     faces = np.stack([template.embedding for template in used])
-    mine = known.get(name, faces)
+    mine, my_cost = compared(known.get(name, faces))
     others = []
-    for other, theirs in known.items():
-        near = max(nearest(faces, theirs), nearest(theirs, mine))
+    for other, templates in known.items():
+        theirs, their_cost = compared(templates)
+        near = float(max((faces @ theirs.T).max() - their_cost, (templates @ mine.T).max() - my_cost))
         if other != name and near >= threshold:
-            others.append(Alike(other, float(near), other in ignoring))
+            others.append(Alike(other, near, other in ignoring))
     return max(others, key=lambda other: other.similarity, default=None)

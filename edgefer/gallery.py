@@ -430,11 +430,10 @@ def spread_cost(sums: NDArray[np.float32], counts: NDArray[np.intp]) -> NDArray[
     return SPREAD_COST * variances
 
 
-def nearest(faces: NDArray[np.float32], templates: NDArray[np.float32]) -> float:
-    """How near the nearest of faces, n x size, comes to somebody of these templates, m x size: as `Gallery.match`."""
-    total = templates.sum(0)
-    cosine = max((faces @ templates.T).max(), (faces @ units(total)).max())
-    return float(cosine - spread_cost(total[None], np.array([len(templates)]))[0])
+def compared(templates: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+    """What a face is compared with for one person, n x size: templates and their mean; and their `spread_cost`."""
+    total = templates.sum(0, keepdims=True)
+    return np.concatenate([templates, units(total)]), float(spread_cost(total, np.array([len(templates)]))[0])
 
 
 def open_gallery(settings: Settings, card: ModelCard, *, create: bool = False, outlast: bool = False) -> Gallery:

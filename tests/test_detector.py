@@ -299,11 +299,9 @@ def test_a_float_model_is_measured_at_the_threshold_that_was_fitted(comparing, t
 
     rng = np.random.default_rng(3)
     noise = cv2.resize(rng.integers(0, 256, (30, 40, 3), np.uint8), (400, 300), interpolation=cv2.INTER_CUBIC)
-    jpeg = cv2.imencode(".jpg", noise)[1].ravel()
-    pictures = {"blob": np.concatenate([jpeg, jpeg]), "off": [0, len(jpeg), 2 * len(jpeg)]}
     photos = {"box": np.ones((1, 4)), "kps": np.zeros((1, 5, 2)), "img": [0], "ignore": [0]}
-    np.savez(tmp_path / "faceboxes_dev.npz", **pictures, boxes=[[10, 10, 50, 50]], box_image=[1])
-    np.savez(tmp_path / "det_val.npz", **pictures, **photos)
+    write_pack(tmp_path / "faceboxes_dev.npz", {"boxes": [[10, 10, 50, 50]], "box_image": [1]}, noise)
+    write_pack(tmp_path / "det_val.npz", photos, noise)
     card = read_card(ROOT / "models/near.json")
     for name, precision, min_score in (("mine", "int8", 0.001), ("float", "float32", 0.99)):
         shutil.copy(ROOT / "models/near.tflite", tmp_path / f"{name}.tflite")
@@ -467,8 +465,11 @@ def test_a_mirrored_face_keeps_its_left_eye_left(tools):
     assert mirrored > 20
 
 
-def write_pack(path, fields):
-    jpeg = cv2.imencode(".jpg", np.full((60, 80, 3), 90, np.uint8))[1].ravel()
+PLAIN = np.full((60, 80, 3), 90, np.uint8)
+
+
+def write_pack(path, fields, picture=PLAIN):
+    jpeg = cv2.imencode(".jpg", picture)[1].ravel()
     np.savez(path, blob=np.concatenate([jpeg, jpeg]), off=[0, len(jpeg), 2 * len(jpeg)], **fields)
 
 

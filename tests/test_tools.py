@@ -881,11 +881,11 @@ def test_yunet_is_decoded_as_opencv_does():
 def test_scrfd_places_a_face_where_ours_does():
     pytest.importorskip("ncnn", reason="SCRFD runs through ncnn: pip install ncnn")
     from data import open_pack
-    from peer_detectors import Scrfd
+    from peer_detectors import SCRFD, Scrfd
 
     lfw = open_pack(DATA / "lfw_pairs_112.npz")
     face = cv2.copyMakeBorder(lfw.picture(0), 64, 64, 64, 64, cv2.BORDER_REPLICATE)
-    theirs = Scrfd(DATA / "peers/scrfd_2.5g_kps", 256, 0.5)(face)[0]
+    theirs = Scrfd(DATA / SCRFD, 256, 0.5)(face)[0]
     ours = Detector(Model(find_model("far"), "detector"))(face)[0]
     assert theirs.box.iou(ours.box) > 0.7
     assert np.abs(np.subtract(theirs.landmarks, ours.landmarks)).max() < 0.08 * ours.box.side

@@ -69,7 +69,7 @@ def main() -> None:
     arguments = parser.parse_args()
     others = []
     for side in SIDES:
-        thorough, usual = (peers(arguments.data / "peers", side, score) for score in (LOWEST_SCORE, USUAL_SCORE))
+        thorough, usual = (peers(arguments.data, side, score) for score in (LOWEST_SCORE, USUAL_SCORE))
         others += [Contender(name, f"{side}", PARAMETERS[name], thorough[name], usual[name]) for name in thorough]
     contenders = [*map(ours, arguments.cards), *others]
     print(table(contenders, held_out_people(arguments.data), validation_photos(arguments.data)))

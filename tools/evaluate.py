@@ -62,8 +62,8 @@ def main() -> None:
     models = [Model(card.with_suffix(".tflite"), arguments.task) for card in (arguments.card, arguments.beside) if card]
     both = len(models) == 2 and is_float_of(models[1].card, models[0].card)
     if both:  # temperature and thresholds were fitted to the first
-        fitted = {name: getattr(models[0].card, name) for name in ("temperature", "thresholds")}
-        models[1].card = dataclasses.replace(models[1].card, **fitted)
+        first = models[0].card
+        models[1].card = dataclasses.replace(models[1].card, temperature=first.temperature, thresholds=first.thresholds)
     measured = [EVALUATORS[arguments.task](model, arguments.data) for model in models]
     if arguments.task == "detector":
         cards = [card for card in (arguments.card, arguments.beside) if card]

@@ -18,7 +18,7 @@ from command_line import Parser, count, pack_path, run
 from data import DATA, save_pack, some_pictures_below
 from detector_scenes import Floats, sizes_of
 from numpy.typing import NDArray
-from peer_detectors import YUNET, Scrfd, YuNet
+from peer_detectors import SCRFD, YUNET, Scrfd, YuNet
 from tqdm import tqdm
 
 from edgefer.errors import InputError
@@ -46,7 +46,7 @@ def main() -> None:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     paths = some_pictures_below(arguments.folder)
     chosen = np.random.default_rng(0).permutation(len(paths))[: arguments.limit]
-    scrfd = Scrfd(arguments.data / "peers" / "scrfd_2.5g_kps", SIDE, DOUBTFUL)
+    scrfd = Scrfd(arguments.data / SCRFD, SIDE, DOUBTFUL)
     yunet = YuNet(arguments.data / YUNET, SIDE, MIN_SCORE)
     jpegs: list[NDArray[np.uint8]] = []
     unread = 0

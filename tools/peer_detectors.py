@@ -20,17 +20,17 @@ from edgefer.vision.preprocess import letterbox
 Detect = Callable[[Image], list[Detection]]
 PARAMETERS = {"SCRFD-2.5g": 820_000, "SCRFD-500m": 570_000, "YuNet": 75_856}
 """As their authors tell: SCRFD's README of the models with points, YuNet's paper (Wu et al. 2023)."""
-YUNET = Path("peers/yunet_n_640_640.onnx")
-"""In the folder of the research data."""
+YUNET, SCRFD = Path("peers/yunet_n_640_640.onnx"), Path("peers/scrfd_2.5g_kps")
+"""The peers that label, in the folder of the research data."""
 DAMAGED = "it can't be loaded; is it whole? get the research data's peers again"
 
 
-def peers(folder: Path, side: int, min_score: float) -> dict[str, Detect]:
-    """Every detector in the folder of peers, by name, each given pictures with this long side."""
+def peers(data: Path, side: int, min_score: float) -> dict[str, Detect]:
+    """Every peer in the folder of the research data, by name, each given pictures with this long side."""
     return {
-        "SCRFD-2.5g": Scrfd(folder / "scrfd_2.5g_kps", side, min_score),
-        "SCRFD-500m": Scrfd(folder / "scrfd_500m_kps", side, min_score),
-        "YuNet": YuNet(folder / YUNET.name, side, min_score),
+        "SCRFD-2.5g": Scrfd(data / SCRFD, side, min_score),
+        "SCRFD-500m": Scrfd(data / "peers/scrfd_500m_kps", side, min_score),
+        "YuNet": YuNet(data / YUNET, side, min_score),
     }
 
 

@@ -185,12 +185,7 @@ def clip(floats: bytes, ranges: Ranges, samples: list[Floats], fixed: set[str]) 
     for name, parts in seen.items():
         values = np.concatenate(parts)
         low, high = (float(np.asarray(ranges[name][end]).item()) for end in ("min", "max"))
-        if name in scores:
-            error, pairs = _softmax_error, list(product(SHARES, SHARES))
-        else:
-            error, pairs = _squared_error, [(share, share) for share in SHARES]
-        ends = [(below * min(low, 0.0), above * max(high, 0.0)) for below, above in pairs]
-        best = min(ends, key=lambda pair: error(values, *pair))
+        best = _best_range(values, low, high, softmax=name in scores)
         narrowed[name] = ranges[name] | {
             end: np.full_like(ranges[name][end], value) for end, value in zip(("min", "max"), best, strict=True)
         }
@@ -208,18 +203,18 @@ def _softmax_inputs(floats: bytes) -> set[str]:
     }
 
 
+def _best_range(values: Floats, low: float, high: float, *, softmax: bool) -> tuple[float, float]:
+    """The ends at which values, or the probabilities that a softmax makes of them, have the least squared error."""
+    told = _softmax if softmax else np.asarray
+    shares = product(SHARES, SHARES) if softmax else zip(SHARES, SHARES, strict=True)
+    ends = [(below * min(low, 0.0), above * max(high, 0.0)) for below, above in shares]
+    expected = told(values)
+    return min(ends, key=lambda pair: float(((told(_rounded(values, *pair)) - expected) ** 2).mean()))
+
+
 def _rounded(values: Floats, low: float, high: float) -> Floats:
     step = max((high - low) / 255, 1e-12)
     return (np.clip(np.round((values - low) / step), 0, 255) * step + low).astype(np.float32)
-
-
-def _squared_error(values: Floats, low: float, high: float) -> float:
-    return float(((_rounded(values, low, high) - values) ** 2).mean())
-
-
-def _softmax_error(values: Floats, low: float, high: float) -> float:
-    """The mean squared error of the probabilities of n x classes scores."""
-    return float(((_softmax(_rounded(values, low, high)) - _softmax(values)) ** 2).mean())
 
 
 def _softmax(scores: Floats) -> Floats:
