@@ -17,6 +17,7 @@ import pytest
 from edgefer.errors import ModelError
 from edgefer.vision.card import Crop, ModelCard, ModelInput, Task, card_schema, read_card
 from edgefer.vision.model import RUNTIME, Model, find_card, find_model, models_folder
+from edgefer.vision.preprocess import quantised_values
 
 TINY = Path(__file__).parent / "data"
 """8x8 gray in, range 0..1, three softmax outputs; make_models.py made them."""
@@ -84,6 +85,16 @@ def test_a_colour_picture_is_made_gray(tmp_path):
     model = Model(place(tmp_path, "float32"), "emotion")
     gray = pictures(1)[0]
     np.testing.assert_array_equal(model(cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR))[0], model(gray)[0])
+
+
+@pytest.mark.parametrize(
+    ("values", "scale", "zero"),
+    [((0.0, 1.0), 1 / 255, -128), ((-1.0, 1.0), 2 / 255, -1), ((1.0, -1.0), 2 / 255, -1)],
+)
+def test_each_pixel_value_has_a_level_of_its_own(values, scale, zero):
+    # From -1 to 1 each lies midway between two: rounded to the even one, every second level would stay empty.
+    levels = quantised_values(ModelInput(8, 8, "gray", values), np.dtype(np.int8), np.float32(scale), zero)
+    assert sorted(levels.tolist()) == list(range(-128, 128))
 
 
 def test_the_cards_range_is_what_the_model_is_fed(tmp_path):

@@ -396,6 +396,15 @@ def test_scores_far_below_the_best_cost_a_softmax_no_precision():
     np.testing.assert_array_equal(given.argmax(1), expected.argmax(1))
 
 
+def test_one_end_of_a_range_is_clipped_without_the_other():
+    from precisions import best_range
+
+    values = np.append(np.linspace(0, 10, 300_000), -10).astype(np.float32)
+    low, high = best_range(values, -10.0, 10.0, softmax=False)
+    assert -5 < low < 0
+    assert high == 10
+
+
 def test_the_range_of_training_is_least_strange_and_most_often_right():
     import keras
     from input_range import better_range, try_ranges

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +24,8 @@ PASSING = frozenset({"RESHAPE", "MAX_POOL_2D", "PAD", "TRANSPOSE", "STRIDED_SLIC
 """Operators that hand values on as they are: in float they would mend nothing."""
 SHARES = np.linspace(0.3, 1, 29).tolist()
 """Of a tensor's smallest and largest value: where its range may end."""
+TURNS = 3
+"""So often each end is chosen anew beside the other."""
 SEEN = 2000
 """Values of a tensor that each sample is judged by, at most."""
 
@@ -158,8 +159,8 @@ class Int8:
 def clip(floats: bytes, ranges: Ranges, samples: list[Floats], fixed: set[str]) -> Ranges:
     """The ranges of activations, narrowed to where clipping and rounding together cost least; `fixed` ones stay.
 
-    The cost is the mean squared error. What a softmax takes has its two ends chosen apart, and the cost is that of its
-    probabilities: a score far below the best says nothing, and needn't be told from one that is still lower.
+    The cost is the mean squared error; of what a softmax takes, that of its probabilities: a score far below the best
+    says nothing, and needn't be told from one that is still lower.
     """
     interpreter = _interpreter(floats, every_tensor=True)
     details = {tensor["name"]: tensor["index"] for tensor in interpreter.get_tensor_details()}
@@ -185,7 +186,7 @@ def clip(floats: bytes, ranges: Ranges, samples: list[Floats], fixed: set[str]) 
     for name, parts in seen.items():
         values = np.concatenate(parts)
         low, high = (float(np.asarray(ranges[name][end]).item()) for end in ("min", "max"))
-        best = _best_range(values, low, high, softmax=name in scores)
+        best = best_range(values, low, high, softmax=name in scores)
         narrowed[name] = ranges[name] | {
             end: np.full_like(ranges[name][end], value) for end, value in zip(("min", "max"), best, strict=True)
         }
@@ -203,13 +204,19 @@ def _softmax_inputs(floats: bytes) -> set[str]:
     }
 
 
-def _best_range(values: Floats, low: float, high: float, *, softmax: bool) -> tuple[float, float]:
+def best_range(values: Floats, low: float, high: float, *, softmax: bool) -> tuple[float, float]:
     """The ends at which values, or the probabilities that a softmax makes of them, have the least squared error."""
     told = _softmax if softmax else np.asarray
-    shares = product(SHARES, SHARES) if softmax else zip(SHARES, SHARES, strict=True)
-    ends = [(below * min(low, 0.0), above * max(high, 0.0)) for below, above in shares]
-    expected = told(values)
-    return min(ends, key=lambda pair: float(((told(_rounded(values, *pair)) - expected) ** 2).mean()))
+    expected, low, high = told(values), min(low, 0.0), max(high, 0.0)
+
+    def lost(below: float, above: float) -> float:
+        return float(((told(_rounded(values, below * low, above * high)) - expected) ** 2).mean())
+
+    below = above = min(SHARES, key=lambda share: lost(share, share))
+    for _ in range(TURNS):
+        below = min(SHARES, key=lambda share: lost(share, above))
+        above = min(SHARES, key=lambda share: lost(below, share))
+    return below * low, above * high
 
 
 def _rounded(values: Floats, low: float, high: float) -> Floats:

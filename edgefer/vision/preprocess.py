@@ -27,6 +27,9 @@ _TARGETS = [complex(x, y) - _TARGET_MIDDLE for x, y in TEMPLATE.tolist()]
 PADDING = 114
 """The gray around a letterboxed picture, near the mean of photographs."""
 
+MIDWAY = 1e-3
+"""Of a level: what float32 may be off by, ten times over."""
+
 Matrix = NDArray[np.float64]
 """2x3 affine, from pixels of the frame to pixels of the crop."""
 
@@ -117,8 +120,12 @@ def normalise(image: Image, model_input: ModelInput) -> NDArray[np.float32]:
 
 
 def quantised_values(model_input: ModelInput, dtype: np.dtype[Any], scale: float, zero: int) -> NDArray[Any]:
-    """What each of the 256 pixel values becomes at a quantised input: normalised, then by the file's scale and zero."""
+    """What each of the 256 pixel values becomes at a quantised input: normalised, then by the file's scale and zero.
+
+    In a range of -1..1 each lies midway between two levels: all go up, for by chance two would share one.
+    """
     floats = normalise(np.arange(256, dtype=np.uint8), model_input)
     limits = np.iinfo(dtype)
-    values: NDArray[Any] = np.clip(np.round(floats / scale) + zero, limits.min, limits.max).astype(dtype)
+    levels = np.floor(floats / scale + (0.5 + MIDWAY)) + zero
+    values: NDArray[Any] = np.clip(levels, limits.min, limits.max).astype(dtype)
     return values
