@@ -19,7 +19,7 @@ from edgefer.messages import Box, Detection
 from edgefer.tracker import Tracker
 from edgefer.vision.card import Metric, read_card
 from edgefer.vision.decoders import decode_centre, grid_cells
-from edgefer.vision.detector import MAX_IOU, Detector, suppress
+from edgefer.vision.detector import MAX_IOU, Detector, averaged, suppress
 from edgefer.vision.model import Model, find_model
 from edgefer.vision.preprocess import PADDING, letterbox
 
@@ -82,6 +82,35 @@ def test_suppressing_keeps_the_best_and_one_box_a_face(made):
     for i in range(len(scores)):
         better = [k for k in kept if scores[k] > scores[i] and as_box(boxes[k]).iou(as_box(boxes[i])) > MAX_IOU]
         assert bool(better) == (i not in kept)
+
+
+# Averaging
+
+
+def test_a_face_is_the_mean_of_what_cells_beside_each_other_say():
+    boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [5, 0, 15, 10], [0, 0, 10, 11], [30, 30, 40, 40]], np.float32)
+    scores = np.array([0.9, 0.6, 0.9, 0.5, 0.7], np.float32)
+    # The second overlaps the first by nine elevenths; the third by a third, and the fourth is less sure by far.
+    values = np.array([[0.0], [5.0], [100.0], [100.0], [7.0]], np.float32)
+    np.testing.assert_allclose(averaged([0, 4], scores, boxes, values), [[2.0], [7.0]], rtol=1e-6)
+
+
+def test_a_box_without_an_area_is_averaged_with_nothing():
+    boxes = np.array([[5, 5, 5, 5], [0, 0, 10, 10]], np.float32)
+    np.testing.assert_array_equal(averaged([0, 1], np.array([0.9, 0.8], np.float32), boxes, boxes), boxes)
+
+
+def test_nothing_to_average():
+    nothing = np.zeros((0, 14), np.float32)
+    assert averaged([], nothing[:, 0], nothing[:, :4], nothing).shape == (0, 14)
+
+
+@given(candidates())
+def test_the_order_of_candidates_doesnt_change_the_mean(made):
+    scores, boxes, order = made
+    expected = averaged(suppress(scores, boxes, MAX_IOU), scores, boxes, boxes)
+    kept = suppress(scores[order], boxes[order], MAX_IOU)
+    np.testing.assert_allclose(averaged(kept, scores[order], boxes[order], boxes[order]), expected, rtol=1e-5)
 
 
 # Letterboxing

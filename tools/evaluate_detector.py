@@ -19,12 +19,11 @@ from command_line import Parser, card_path, run
 from data import DATA
 from detector_scenes import Floats, Scene, open_people, open_photos, people_scene, photo_scene, sizes_of
 from measured import precision_of
-from numpy.typing import NDArray
 
 from edgefer.errors import InputError
 from edgefer.messages import Detection
 from edgefer.vision.card import Metric, Precision, read_card
-from edgefer.vision.detector import Detector
+from edgefer.vision.detector import Detector, ious
 from edgefer.vision.model import Model
 
 LOWEST_SCORE = 0.05
@@ -170,15 +169,10 @@ def _judged(
     return sorted(verdicts, key=lambda verdict: -verdict[0]), total
 
 
-def _overlaps(faces: list[Detection], boxes: Floats) -> NDArray[np.float64]:
+def _overlaps(faces: list[Detection], boxes: Floats) -> Floats:
     """IoU of each detection (rows) with each box (columns: left, top, right, bottom)."""
-    places = [(face.box.x, face.box.y, face.box.width, face.box.height) for face in faces]
-    mine = np.array(places).reshape(-1, 1, 4)
-    mine[..., 2:] += mine[..., :2]
-    shared = np.minimum(mine[..., 2:], boxes[:, 2:]) - np.maximum(mine[..., :2], boxes[:, :2])
-    both = np.maximum(shared, 0).prod(-1)
-    areas = (mine[..., 2:] - mine[..., :2]).prod(-1) + (boxes[:, 2:] - boxes[:, :2]).prod(-1)
-    return np.asarray(both / np.maximum(areas - both, 1e-9))
+    places = [(face.box.x, face.box.y, face.box.x + face.box.width, face.box.y + face.box.height) for face in faces]
+    return ious(np.array(places, np.float32).reshape(-1, 4), boxes)
 
 
 def main() -> None:
