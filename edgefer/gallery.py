@@ -28,9 +28,13 @@ log = logging.getLogger(__name__)
 MAX_NAME = 64
 """Characters of a name: it goes into every event."""
 FILE = "gallery.sqlite3"
-_JOINER = re.compile("(?<=[^\0-\x7f\u200c\u200d])[\u200c\u200d](?=[^\0-\x7f\u200c\u200d])")
-"""What isn't seen itself but joins or parts its neighbours, in Persian names and emoji; between Latin letters it would
-only make two names of what looks like one."""
+_JOINER = re.compile(
+    "(?<=[^\0-\x7f\u200c\u200d])[\u200c\u200d](?=[^\0-\x7f\u200c\u200d])|(?<=[^\0-\x7f])[\u034f\ufe00-\ufe0f]"
+)
+"""What isn't seen itself but joins, parts or shapes its neighbours, in Persian names and emoji; beside Latin letters it
+would only make two names of what looks like one."""
+_UNSEEN = re.compile("[\u034f\u115f\u1160\u2800\u3164\ufe00-\ufe0f\uffa0]")
+"""Fillers, blanks and selectors that Unicode counts as printable."""
 BINS = 100
 """Bins of the strangers' histogram to a similarity of 1."""
 SPREAD_COST = 0.1
@@ -463,7 +467,8 @@ def check_name(name: str) -> str:
     name = tidy_name(name)
     if not 0 < len(name) <= MAX_NAME:
         raise UsageError(f"a name has 1 to {MAX_NAME} printable characters, not {len(name)}: {name[:MAX_NAME]!r}")
-    if refused := next((letter for letter in _JOINER.sub("", name) if not letter.isprintable()), None):
+    letters = _JOINER.sub("", name)
+    if refused := next((letter for letter in letters if not letter.isprintable() or _UNSEEN.match(letter)), None):
         called = " ".join([f"U+{ord(refused):04X}", unicodedata.name(refused, "")]).strip()
         raise UsageError(f"a name has 1 to {MAX_NAME} printable characters, and {name!r} holds {called}")
     return name

@@ -42,6 +42,8 @@ Identity = tuple[int, int] | None
 """Device and inode: whether a path still is the file that was opened. None is no file."""
 
 
+_ERRORS = (sqlite3.DatabaseError, UnicodeDecodeError)
+"""SQLite's, and what Python makes of one whose own words hold a damaged name."""
 MAX_LENGTH_ERROR = 1e-3
 """How far a template's length may be from 1: what makes and reads them keeps it to 1e-5, and a flipped bit that moves
 it by less changes no cosine that counts."""
@@ -163,7 +165,10 @@ class GalleryFile:
         try:
             self._database.execute("VACUUM")
             (busy, _, _) = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        except sqlite3.DatabaseError as error:
+        except _ERRORS as error:
+            explained = _explained(self.path, error)
+            if isinstance(explained, DamagedGalleryError):
+                raise TracesLeftError(f"{done}, but traces of what was before stay: {explained}") from error
             raise TracesLeftError(
                 f"{done}, but traces of what was before stay in {self.path} ({error}): make room on the disk "
                 f"(df -h {self.path.parent}), then `edgefer people {again}`"
@@ -200,7 +205,7 @@ class GalleryFile:
         """Errors of SQLite and of the disk become an InputError that names the file."""
         try:
             yield
-        except sqlite3.DatabaseError as error:
+        except _ERRORS as error:
             raise _explained(self.path, error) from error
         except InputError:
             raise
@@ -307,9 +312,11 @@ def _identity(path: Path) -> Identity:
     return (found.st_dev, found.st_ino) if found.st_size else None
 
 
-def _explained(path: Path, error: sqlite3.DatabaseError) -> InputError:
+def _explained(path: Path, error: sqlite3.DatabaseError | UnicodeDecodeError) -> InputError:
     # Python 3.10 knows no error codes; SQLite's texts are fixed.
     text = str(error)
+    if isinstance(error, UnicodeDecodeError):
+        return DamagedGalleryError(path, "a name in it isn't text")
     if "not a database" in text or "malformed" in text or "unsupported file format" in text:
         return DamagedGalleryError(path, text)
     if "decode to UTF-8" in text:
@@ -368,8 +375,10 @@ def _make_private(path: Path) -> None:
 
 
 def _close_to_others(path: Path) -> None:
-    if path.stat().st_mode & 0o077:
-        path.chmod(0o600)
+    for part in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+        with suppress(FileNotFoundError):
+            if part.stat().st_mode & 0o077:
+                part.chmod(0o600)
 
 
 @contextmanager

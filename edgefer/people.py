@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import sys
 from contextlib import closing
@@ -105,6 +106,8 @@ def export(settings: Settings, options: argparse.Namespace) -> int:
     with _gallery(settings) as gallery:
         text = export_people(gallery)
     if options.file is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")  # as `import` reads it, whatever the terminal's
         sys.stdout.write(text)
         return 0
     try:

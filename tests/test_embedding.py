@@ -351,7 +351,7 @@ def test_how_far_an_alignment_is_off(tool):
 # The shipped model
 
 
-def test_the_shipped_model_knows_people_apart():
+def test_the_shipped_model_is_what_its_card_says():
     embedder = Embedder(Model(find_model("identity-112"), "embedding"))
     card = embedder.model.card
     assert embedder.size == 128
@@ -363,7 +363,7 @@ def test_the_shipped_model_knows_people_apart():
 def test_the_shipped_model_reaches_its_floor():
     card = find_card("identity-112")
     figures = {(metric.metric, metric.precision): metric.value for metric in card.metrics}
-    assert figures["accuracy", "int8"] >= 0.97
+    assert figures["accuracy", "int8"] >= 0.985
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the research data in ../shared/data")

@@ -76,6 +76,7 @@ class TestDamage:
             "a face of half a value",
             "a name that isn't text",
             "a name that is bytes",
+            "a table that isn't text",
         ]
     )
     def damaged(self, request, tmp_path):
@@ -101,6 +102,7 @@ class TestDamage:
             "a face of half a value": once(ANOTHER_FACE, face[:-2]),
             "a name that isn't text": whole.replace(b"Person 77", b"Perso\xee 77"),
             "a name that is bytes": once("UPDATE person SET name = CAST(name AS BLOB) WHERE id = 8"),
+            "a table that isn't text": whole.replace(b"REFERENCES person", b"REFER\xd2NCES person"),
         }[request.param]
         assert broken != whole
         (tmp_path / FILE).write_bytes(broken)
@@ -379,10 +381,16 @@ def test_every_file_is_the_owners_alone(tmp_path):
 def test_a_copy_that_was_put_there_by_hand_is_the_owners_alone_too(tmp_path):
     with closing(Gallery(tmp_path, MODEL, create=True)) as gallery:
         gallery.enroll("Ada", faces(1)[0], 1.0)
-    (tmp_path / FILE).chmod(0o644)
-    with closing(Gallery(tmp_path, MODEL)) as gallery:
+        copy = tmp_path / "copy"
+        copy.mkdir()
+        for path in tmp_path.glob(f"{FILE}*"):  # with its log, as long as it is open
+            (copy / path.name).write_bytes(path.read_bytes())
+            (copy / path.name).chmod(0o644)
+    with closing(Gallery(copy, MODEL)) as gallery:
         assert not gallery.is_empty
-        assert stat.S_IMODE((tmp_path / FILE).stat().st_mode) == 0o600
+        assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in copy.iterdir()} == {
+            f"{FILE}{suffix}": 0o600 for suffix in ("", "-wal", "-shm")
+        }
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root acts for others")
