@@ -82,6 +82,17 @@ plain(keras, end=None).export(f"{folder}/saved", verbose=False)
 plain(keras, activation=lambda x: tf.math.erfinv(x / 9)).export(f"{folder}/strange", verbose=False)
 of_two = keras.Input((24, 24, 2))
 keras.Model(of_two, keras.layers.GlobalAveragePooling2D()(of_two)).export(f"{folder}/of_two", verbose=False)
+for k, name in ((keras, "half.keras"), (tf_keras, "half.h5")):
+    policy = k.mixed_precision.set_global_policy if k is tf_keras else k.config.set_dtype_policy
+    policy("mixed_float16")  # as on a GPU
+    plain(k).save(f"{folder}/{name}")
+    policy("float32")
+lost = plain(keras)
+lost.layers[-1].bias.assign([float("nan")] * 3)
+lost.save(f"{folder}/lost.keras")
+image = keras.Input((24, 24, 1))
+wide = keras.layers.Dense(8)(keras.layers.Flatten()(image))
+keras.Model(image, keras.layers.UnitNormalization()(wide)).save(f"{folder}/unit.keras")
 two = plain(keras)
 keras.Model([two.input, other := keras.Input((24, 24, 1))],
             keras.layers.Add()([two.output, two(other)])).save(f"{folder}/two.keras")
@@ -167,6 +178,20 @@ def test_an_old_model_of_five_classes_and_64_pixels_runs_in_the_daemon(models, t
     assert {"accuracy", "macro-F1"} < {metric.metric for metric in read_card(tmp_path / "old.json").metrics}
     reader = EmotionReader(Model(tmp_path / "old.tflite", "emotion"))
     assert reader(cv2.imread(str(picture)), Detection(Box(8, 8, 30, 30), 0.9, None)).sum() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["half.keras", "half.h5"])
+def test_what_a_gpu_was_taught_in_half_precision_is_converted(models, tmp_path, name):
+    assert convert(models / name, "--calibrate", models / "pictures.npy", "--labels", "a,b,c",
+                   "--precision", "float32", "-o", tmp_path / "half.tflite") == 0  # fmt: skip
+
+
+def test_an_embedding_that_ends_in_unit_length_needs_no_option(models, tmp_path, capfd):
+    assert convert(models / "unit.keras", "--calibrate", models / "pictures.npy", "--task", "embedding",
+                   "-o", tmp_path / "unit.tflite") == 0  # fmt: skip
+    assert "computed in float, between int8 layers" in capfd.readouterr().out
+    (vector,) = Model(tmp_path / "unit.tflite", "embedding")(np.load(models / "pictures.npy")[0])
+    assert np.linalg.norm(vector) == pytest.approx(1, abs=0.02)
 
 
 def test_a_savedmodel_of_logits_gets_its_softmax_in_float16(models, tmp_path, capfd):
@@ -331,6 +356,7 @@ def test_a_normalisation_of_another_axis_tells_nothing_of_the_range(tmp_path):
         (["custom.keras", "--calibrate", "pictures.npy"], 66, "Mine 'mine_1': no model file carries"),
         (["cut.h5", "--calibrate", "pictures.npy"], 66, "damaged"),
         (["torn", "--calibrate", "pictures.npy"], 66, "torn: a SavedModel that can't be read"),
+        (["lost.keras", "--calibrate", "pictures.npy", "--labels", "a,b,c"], 65, "its answers are no numbers"),
         (["of_two", "--calibrate", "pictures.npy"], 65, "of_two: its input is (None, 24, 24, 2)"),
         (["tiny.keras", "--calibrate", "pictures.npy", "--labels", "a,b,c", "--float-layers", "9", "--io", "uint8"], 65,
          "stays in float: --io int8"),
@@ -518,9 +544,26 @@ def test_faces_come_from_a_csv_and_its_votes(tmp_path):
     (tmp_path / "fer2013new.csv").write_text((tmp_path / "fer2013new.csv").read_text().replace("1,9,", "1,,"))
     with pytest.raises(InputError, match="not a table of votes"):
         load_faces(tmp_path)
-    (tmp_path / "fer2013.csv").write_text("emotion,pixels,Usage\n3,1 2 3,Training\n")
-    with pytest.raises(InputError, match="line 2"):
-        load_faces(tmp_path)
+    for row in ("3,1 2 3,Training\n", "3", f"3,{pixels}"):
+        (tmp_path / "fer2013.csv").write_text(f"emotion,pixels,Usage\n{row}")
+        with pytest.raises(InputError, match="line 2"):
+            load_faces(tmp_path)
+    (tmp_path / "fer2013new.csv").unlink()
+    (tmp_path / "fer2013.csv").write_text(f"emotion, Usage, pixels\n3, Training, {pixels}\n")  # icml_face_data.csv's
+    assert load_faces(tmp_path).labels.tolist() == [3]
+
+
+def test_a_split_with_hardly_a_picture_checks_nothing(tmp_path):
+    from calibration_pictures import read_pictures
+    from emotion_faces import GRAY_48
+
+    rng = np.random.default_rng(0)
+    for number in range(80):
+        folder = tmp_path / ("test" if number == 0 else "train") / ("happy" if number % 2 else "sad")
+        folder.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / f"{number}.png"), rng.integers(0, 256, (48, 48), np.uint8))
+    calibrate, check = read_pictures(tmp_path, GRAY_48, "emotion")
+    assert (len(calibrate.images), len(check.images)) == (60, 20)
 
 
 def test_faces_come_from_a_tree_as_the_model_takes_them(tmp_path):
@@ -638,7 +681,23 @@ def test_a_network_goes_on_from_the_mean_of_others_and_learns_what_teachers_answ
         train_emotion.check_labels(teachers[:1], ("sad", "happy", "surprise"))
 
 
-def test_a_network_that_diverged_and_one_that_answers_one_thing_end_the_training():
+def test_a_training_that_diverged_leaves_no_model_and_one_goes_on_with_its_own_classes(models, tmp_path, monkeypatch):
+    import train_emotion
+
+    def train(*more: object) -> None:
+        asked = ["--data", models / "faces", "--arch", "fer2013-cnn", "--out", tmp_path, "--limit", 8, "--epochs", 1]
+        monkeypatch.setattr(sys, "argv", ["train_emotion.py", *map(str, asked), *map(str, more)])
+        train_emotion.main()
+
+    with pytest.raises(InputError, match="diverged"):
+        train("--rate", 1e30)
+    assert not (tmp_path / "model.keras").exists()
+    train("--classes", "happy,sad")
+    with pytest.raises(InputError, match=r"learns happy, sad, and now it would be sad, happy"):
+        train("--classes", "sad,happy", "--resume")
+
+
+def test_a_network_that_answers_one_thing_ends_the_training():
     import train_emotion
 
     class Answering:
@@ -657,11 +716,8 @@ def test_a_network_that_diverged_and_one_that_answers_one_thing_end_the_training
         def set_weights(self, weights):
             self.weights = weights
 
-    labels = np.array([0, 1] * 10)
-    with pytest.raises(InputError, match="diverged"):
-        train_emotion.shift(Answering(np.full((20, 2), np.nan)), np.zeros(20), labels)
     collapsed = Answering(np.full((20, 2), 0.5))
-    train_emotion.shift(collapsed, np.zeros(20), labels)
+    train_emotion.shift(collapsed, np.zeros(20), np.array([0, 1] * 10))
     assert np.isfinite(collapsed.weights[1]).all()
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edgefer.errors import InputError
 from edgefer.messages import Image
-from edgefer.pictures import read_picture
+from edgefer.pictures import SUFFIXES, read_picture
 from edgefer.vision.card import ModelInput, Task
 from edgefer.vision.preprocess import letterbox
 
@@ -64,19 +64,20 @@ def check_there(path: Path) -> None:
 def read_pictures(path: Path, model_input: ModelInput, task: Task) -> tuple[Pictures, Pictures]:
     """Pictures to calibrate with, and others to check on; InputError where there are too few.
 
-    A source's own splits are kept apart; where it has none, every fourth picture is held out. The choice is random, but
-    the same each time.
+    A source's own splits are kept apart; where it has none, or hardly anything in one, every fourth picture is held
+    out. The choice is random, but the same each time.
     """
-    source = _open(path, model_input)
+    source, kinds = _open(path, model_input), ", ".join(SUFFIXES)
     if len(source.usage) < MIN_PICTURES:
         raise InputError(
-            f"{path}: {len(source.usage)} pictures; calibrating and checking need at least {MIN_PICTURES} pictures"
+            f"{path}: {len(source.usage)} pictures{f' ({kinds})' * path.is_dir()}; calibrating and checking need at "
+            f"least {MIN_PICTURES} pictures"
         )
     order = np.random.default_rng(0).permutation(len(source.usage))
     usage = source.usage[order]
     # Validation before test: what is chosen here isn't chosen on what is reported.
     other = next((split for split in (VALIDATION, TEST) if (usage == split).any()), None)
-    if other is None or not (usage == TRAIN).any():
+    if other is None or min((usage == TRAIN).sum(), (usage == other).sum()) < MIN_PICTURES // 4:
         held = max(len(order) // 4, len(order) - CALIBRATE)
         calibrate, check = order[held:], order[:held]
     else:

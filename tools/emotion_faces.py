@@ -184,7 +184,7 @@ def _votes_beside(path: Path, count: int) -> tuple[NDArray[np.uint8], NDArray[np
 
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
     with path.open(newline="") as lines:
-        reader = csv.DictReader(lines)
+        reader = csv.DictReader(lines, restval="", skipinitialspace=True)  # of a row that is cut; Kaggle's second table
         if missing := set(columns) - set(reader.fieldnames or ()):
             raise InputError(f"{path}: the column {min(missing)!r} is missing")
         yield from reader

@@ -49,24 +49,31 @@ class KerasModel:
 
     def __init__(self, path: Path, library: Any, model: Any) -> None:
         self.path, self._library, self._model = path, library, model
-        shapes = model.input_shape if isinstance(model.input_shape, list) else [model.input_shape]
+        shapes = model.input_shape
+        shapes = shapes if isinstance(shapes, list) else list(shapes.values()) if isinstance(shapes, dict) else [shapes]
         shape = tuple(shapes[0])
         if len(shapes) != 1 or len(shape) != 4 or shape[3] not in {1, 3}:
             raise ConversionError(
                 f"{path}: its input is {', '.join(map(str, shapes))}; edgefer gives a model one picture: "
                 "(batch, height, width, 1 or 3 channels)"
             )
-        self._batch = shape[0] or BATCH
+        self._fixed: int | None = shape[0]
         self.size = shape[1:]
         """Height, width and channels; None where any will do."""
 
     def __call__(self, pictures: Floats) -> list[Floats]:
         """The outputs for n x height x width x channels, each n x ..., in the model's order."""
         parts = []
-        for start in range(0, len(pictures), self._batch):
-            with quiet():
-                outputs = self._model(pictures[start : start + self._batch], training=False)
-            parts.append([np.asarray(output, np.float32) for output in _listed(outputs)])
+        batch = self._fixed or BATCH
+        for start in range(0, len(pictures), batch):
+            some = pictures[start : start + batch]
+            whole = np.pad(some, ((0, batch - len(some)), *[(0, 0)] * 3)) if self._fixed else some
+            try:
+                with quiet():
+                    outputs = self._model(whole, training=False)
+            except Exception as error:  # TensorFlow raises what it likes
+                raise ConversionError(f"{self.path}: it can't be run on pictures: {_why(error)}") from error
+            parts.append([np.asarray(output, np.float32)[: len(some)] for output in _listed(outputs)])
         return [np.concatenate(output) for output in zip(*parts, strict=True)]
 
     def check_takes(self, height: int, width: int, channels: int) -> None:
@@ -203,7 +210,7 @@ def _config(path: Path) -> tuple[dict[str, Any], str | None]:
 def _weights_beside(path: Path) -> Path:
     """The weights that lie beside an architecture.json: of its name, or the only ones there are."""
     files = [file for file in sorted(path.parent.iterdir()) if file.suffix in {".h5", ".hdf5"}]
-    named = [file for file in files if file.name.split(".")[0] == path.stem]
+    named = [file for file in files if file.name.split(".")[0] == path.stem.split(".")[0]]
     chosen = named or files
     if len(chosen) != 1:
         found = ", ".join(file.name for file in chosen) or "no .h5"
@@ -254,6 +261,7 @@ def _first_that_reads(
                     model = library.models.load_model(str(path), compile=False)
                 if not model.built:
                     raise ValueError("its input has no shape: it was saved before it was built")  # noqa: TRY301
+                model = _in_float32(model, library)
         except Exception as error:  # each Keras raises what it likes, and the next one may read it
             failures.append(f"{library.__name__} {library.__version__}: {_why(error)}")
             continue
@@ -264,6 +272,17 @@ def _first_that_reads(
     if libraries == [keras] and not (version or "").startswith("3"):
         told += ". A model of Keras 2 needs tf_keras: pip install '.[train]'"
     raise InputError(told)
+
+
+def _in_float32(model: Any, library: Any) -> Any:
+    """The model, computing in float32 throughout: TensorFlow Lite lacks the layers in what GPUs are trained with."""
+    told = model.to_json()
+    plain = re.sub(r'"(mixed_)?(b?float16|float64)"', '"float32"', told)
+    if plain == told:
+        return model
+    again = library.models.model_from_json(plain)
+    again.set_weights(model.get_weights())
+    return again
 
 
 def _foreign(path: Path, config: dict[str, Any], library: Any) -> str:
@@ -329,6 +348,6 @@ def _listed(outputs: Any) -> list[Any]:
 
 
 def _why(error: Exception) -> str:
-    """The first lines of what may be a page."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """The first lines of what may be a page, without the colours that Keras gives it."""
+    lines = [line.strip() for line in re.sub(r"\x1b\[\d*m", "", str(error)).splitlines() if line.strip()]
     return " ".join(lines[:2])[:300] or type(error).__name__

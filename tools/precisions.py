@@ -18,7 +18,10 @@ Io = Literal["int8", "uint8", "float32"]
 Ranges = dict[str, Any]
 """The quantizer's smallest and largest value of each tensor."""
 ALL = qtyping.TFLOperationName.ALL_SUPPORTED
-LIGHT = frozenset({"ELU", "LEAKY_RELU", "PRELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "TILE"})
+LIGHT = frozenset(
+    {"ELU", "LEAKY_RELU", "PRELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "TILE", "L2_NORMALIZATION", "SQUARE", "EXP"}
+    | {"LOG", "NEG", "MINIMUM", "MAXIMUM", "CAST"}
+)
 """Operators that ai-edge-quantizer has no int8 for, and that cost little in float: one step a value, no weights."""
 PASSING = frozenset({"RESHAPE", "MAX_POOL_2D", "PAD", "TRANSPOSE", "STRIDED_SLICE", "QUANTIZE", "DEQUANTIZE"})
 """Operators that hand values on as they are: in float they would mend nothing."""
@@ -26,6 +29,8 @@ SHARES = np.linspace(0.3, 1, 29).tolist()
 """Of a tensor's smallest and largest value: where its range may end."""
 TURNS = 3
 """So often each end is chosen anew beside the other."""
+_ERRORS = (ValueError, RuntimeError, KeyError)
+"""What the quantizer raises where it can't go on."""
 SEEN = 2000
 """Values of a tensor that each sample is judged by, at most."""
 
@@ -41,7 +46,7 @@ class Layer:
     @property
     def name(self) -> str:
         """The end of its first name, which is what its author called it."""
-        return "/".join(self.scope.split(";")[0].split("/")[-2:])
+        return "/".join(self.scope.split(";")[0].split("/")[-3:])
 
 
 def layers_of(floats: bytes) -> list[Layer]:
@@ -102,11 +107,14 @@ class Int8:
         key, name, tensor = _input_names(floats)
         plan = recipe_manager.RecipeManager()
         plan.load_quantization_recipe(recipe.static_wi8_ai8())
-        with quiet():
-            # Its default averages each picture's extremes: on the emotion model that clipped what is rare, and lost
-            # 25 dB.
-            calibration = calibrator.Calibrator(floats, num_threads=1, qsv_update_func=min_max_update)
-            calibration.calibrate({key: [{name: sample[None]} for sample in samples]}, plan)
+        try:
+            with quiet():
+                # Its default averages each picture's extremes: on the emotion model that clipped what is rare, and
+                # lost 25 dB.
+                calibration = calibrator.Calibrator(floats, num_threads=1, qsv_update_func=min_max_update)
+                calibration.calibrate({key: [{name: sample[None]} for sample in samples]}, plan)
+        except _ERRORS as error:
+            raise _refused(error) from error
         self._ranges = calibration.get_model_qsvs()
         for end, value in (("min", min(input_range)), ("max", max(input_range))):
             self._ranges[tensor][end] = np.full_like(self._ranges[tensor][end], value)
@@ -150,10 +158,12 @@ class Int8:
         try:
             with quiet():
                 return bytes(work.quantize(self._ranges).quantized_model)
-        except (ValueError, RuntimeError, KeyError) as error:
-            raise ConversionError(
-                f"the model can't be written as int8: {error}; --precision float16 or dynamic may do"
-            ) from error
+        except _ERRORS as error:
+            raise _refused(error) from error
+
+
+def _refused(error: Exception) -> ConversionError:
+    return ConversionError(f"the model can't be written as int8: {error}; --precision float16 or dynamic may do")
 
 
 def clip(floats: bytes, ranges: Ranges, samples: list[Floats], fixed: set[str]) -> Ranges:

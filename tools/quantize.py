@@ -43,10 +43,13 @@ from edgefer.vision.preprocess import normalise, to_colour
 with quiet():
     from input_range import FEWEST, Trial, better_range, try_ranges
     from precisions import LIGHT, PASSING, Int8, Io, Layer, dynamic, float16, layers_of, without_tiles
+    from precisions import run as run_floats
 
 SEVEN = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 """FER2013's labels in its order: what a model of seven outputs gives, unless told otherwise."""
 DECODERS: dict[Task, Decoder] = {"emotion": "softmax", "embedding": "unit-vector", "detector": "edgefer-centre"}
+DECIDED = {"min_confidence": 0.4}
+"""Until fit_confidence.py has looked."""
 LAYERS_SHOWN = 5
 MOST_LETTERS = 64
 """Of a label, as in a card."""
@@ -54,7 +57,8 @@ MOST_ORDERED = 8
 """Classes whose every order is tried: 40,320 of them."""
 _KIND = "Pictures of the kind that the model was trained on calibrate better"
 WAY_OUT: dict[Precision, str] = {
-    "int8": "--float-layers 3 leaves the layers that lose most in float, --precision float16 all of them. " + _KIND,
+    "int8": "--float-layers {more} leaves the layers that lose most in float, --precision float16 all of them. "
+    + _KIND,
     "dynamic": "--precision float16 keeps more",
     "float16": "--precision float32 keeps all",
     "float32": "TensorFlow Lite computes another thing than Keras: a layer isn't what it was",
@@ -76,6 +80,10 @@ def convert(options: argparse.Namespace) -> int:
     model.check_takes(card.input.height, card.input.width, channels)
     calibration, held_out = read_pictures(options.calibrate, card.input, card.task)
     originals = run_original(model, held_out.images, card.input)
+    if not all(np.isfinite(output).all() for output in originals):
+        raise ConversionError(
+            f"{options.model}: its answers are no numbers: its training diverged, or a weight is lost"
+        )
     if card.task == "emotion":
         model, originals = as_probabilities(model, originals, card, held_out.images)
         card = with_labels(card, options.labels, originals[0].shape[1], held_out.names)
@@ -98,10 +106,10 @@ def convert(options: argparse.Namespace) -> int:
     if labels is not None:
         before, after = (accuracy(scores[0], labels) for scores in (originals, converted))
         print(f"accuracy on the {(labels >= 0).sum()} that are labelled: {before:.2%} before, {after:.2%} after")
-    if result.agreement < options.min_agreement:
+    if not result.agreement >= options.min_agreement:  # nor where it is no number
         print(
             f"quantize: {result.agreement:.2%} agree, and --min-agreement is {options.min_agreement:.4g}: "
-            f"{options.output} isn't written. {WAY_OUT[options.precision]}",
+            f"{options.output} isn't written. {WAY_OUT[options.precision].format(more=options.float_layers + 3)}",
             file=sys.stderr,
         )
         return 1
@@ -161,7 +169,6 @@ def describe(options: argparse.Namespace, model: KerasModel) -> ModelCard:
             input=ModelInput(width, height, "gray" if channels == 1 else "rgb", (0.0, 1.0)),
             # Most models learned from FER2013's crops: where those lie around our detector's box is in our own card.
             crop={"emotion": find_card("emotion-48").crop, "embedding": Crop("points"), "detector": None}[task],
-            thresholds={"min_confidence": 0.4} if task == "emotion" else {},
         )
     if options.labels and card.task != "emotion":
         raise UsageError(f"--labels: a model for {card.task} has none")
@@ -181,8 +188,10 @@ def describe(options: argparse.Namespace, model: KerasModel) -> ModelCard:
         input=asked,
         decoder=options.decoder or card.decoder,
         training=card.training | {"precision": options.precision},
-        # What was measured of another precision isn't this one's; what the trainer measured in float is the original's.
-        metrics=tuple(metric for metric in card.metrics if metric.precision == "float32"),
+        # What was measured of another precision isn't this one's; what a trainer measured in float is the original's.
+        # That of emotions measures nothing: here it is another model's.
+        metrics=tuple(m for m in card.metrics if m.precision == "float32" and card.task != "emotion"),
+        thresholds=dict(DECIDED) if card.task == "emotion" else card.thresholds,
         temperature=1.0,
     )
 
@@ -268,7 +277,9 @@ def to_int8(
     floating = [layer for layer, _ in losses[: float_layers - len(stuck)]]
     print(f"{'the layers that lose most, alone in int8':56} signal to noise")
     for layer, noise_db in losses[: max(LAYERS_SHOWN, len(floating))]:
-        print(f"  {layer.operator:18} {layer.name[:36]:36} {noise_db:8.1f} dB{'  left in float' * (layer in floating)}")
+        print(
+            f"  {layer.operator:18} {layer.name[-36:]:36} {noise_db:8.1f} dB{'  left in float' * (layer in floating)}"
+        )
     return int8.write(io, tuple(floating))
 
 
@@ -276,8 +287,7 @@ def layer_losses(
     int8: Int8, floats: bytes, card: ModelCard, layers: list[Layer], images: list[Image]
 ) -> list[tuple[Layer, float]]:
     """Each layer that could stay in float and the model's signal to noise with it alone in int8, worst first."""
-    with loaded(floats, card) as model:
-        like = [np.stack(values) for values in zip(*(model(image) for image in images), strict=True)]
+    like = run_floats(floats, [normalise(to_colour(image, card.input.colour), card.input) for image in images])
     losses = []
     for layer in layers:
         if layer.has_int8 and layer.operator not in PASSING:

@@ -84,7 +84,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=count, default=40, help="%(default)s at most")
     parser.add_argument("--batch", type=count, default=128, help="images a step (%(default)s)")
     parser.add_argument("--rate", type=float, help="the highest learning rate (default: the network's)")
-    parser.add_argument("--seed", type=int, default=1, help="of the random start and all that chance has a part in")
+    parser.add_argument(
+        "--seed", type=partial(count, least=0), default=1, help="of the random start and all that chance has a part in"
+    )
     parser.add_argument("--workers", type=count, default=WORKERS, help="processes that make batches (%(default)s)")
     parser.add_argument("--limit", type=count, help="train and validate on this many images only: to try the script")
     parser.add_argument("--start", type=Path, nargs="*", default=[], help=START)
@@ -112,9 +114,16 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
     arguments = parser.parse_args()
     if arguments.resume:
-        parser.set_defaults(**kept_settings(arguments.out)["arguments"])
+        kept = kept_settings(arguments.out)
+        parser.set_defaults(**kept["arguments"])
         arguments = parser.parse_args()
-    train(arguments, find_faces(Path(arguments.data), arguments.classes.split(",") if arguments.classes else ()))
+    faces = find_faces(Path(arguments.data), arguments.classes.split(",") if arguments.classes else ())
+    if arguments.resume and tuple(kept["classes"]) != faces.names:
+        was, now = ", ".join(kept["classes"]), ", ".join(faces.names)
+        raise InputError(
+            f"--resume: {arguments.out} learns {was}, and now it would be {now}; begin anew in another --out"
+        )
+    train(arguments, faces)
 
 
 def train(arguments: argparse.Namespace, faces: Faces) -> None:
@@ -173,13 +182,13 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
         ]
     fit(model, batches, validation, arguments.out, done, arguments.epochs, callbacks)
     if network.patience:
-        if not best(arguments.out).is_file():
-            raise InputError(DIVERGED)
         model = keras.models.load_model(best(arguments.out))
     model = rebuilt(model, build, bfloat16=False)
     # fit() leaves the averaged weights in the model. The last epoch ships: the best of many on PublicTest flatters.
     if network.averages:
         settle(model, faces.images[rows])
+    if not np.isfinite(model.predict(validation[0], batch_size=256, verbose=0)).all():
+        raise InputError(DIVERGED)
     if network.votes:
         shift(model, validation[0], faces.labels[held])
     model.save(arguments.out / "model.keras")
@@ -295,8 +304,6 @@ def shift(model: keras.Model, images: Floats, labels: NDArray[np.intp]) -> None:
     """
     last = model.get_layer("emotion")
     scores = np.log(model.predict(images, batch_size=256, verbose=0) + 1e-9)
-    if not np.isfinite(scores).all():
-        raise InputError(DIVERGED)
     each = np.bincount(labels, minlength=scores.shape[1])
     root = np.sqrt(np.maximum(each, 1))
     bias = np.zeros(len(each))
