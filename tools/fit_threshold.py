@@ -36,7 +36,8 @@ from edgefer.vision.embedder import Embedder, units
 from edgefer.vision.model import Model
 
 STRANGERS_NAMED, PEOPLE, SHOTS, LOOKS = 5e-4, 50, 3, 5
-DATASET, RATE_NAMED = "CelebA and UTKFace", f"strangers named at the threshold, {PEOPLE} people by {SHOTS} pictures"
+DATASET = "CelebA and UTKFace"
+RATE_NAMED = f"aim of the threshold: strangers named, {PEOPLE} people by {SHOTS} pictures"
 TAIL = 0.01
 """The share of strangers, those who come nearest, whose similarities are taken to fall off exponentially."""
 DRAWS = 100
