@@ -29,11 +29,14 @@ MAX_NAME = 64
 """Characters of a name: it goes into every event."""
 FILE = "gallery.sqlite3"
 _JOINER = re.compile(
-    "(?<=[^\0-\x7f\u200c\u200d])[\u200c\u200d](?=[^\0-\x7f\u200c\u200d])|(?<=[^\0-\x7f])[\u034f\ufe00-\ufe0f]"
+    "(?<=[^\0-\x7f\u200c\u200d])[\u200c\u200d](?=[^\0-\x7f\u200c\u200d])"
+    "|(?<=[^\0-\u036f\ufe00-\ufe0f])[\u034f\ufe00-\ufe0f]|\ufe0f(?=\u20e3)"
 )
 """What isn't seen itself but joins, parts or shapes its neighbours, in Persian names and emoji; beside Latin letters it
 would only make two names of what looks like one."""
-_UNSEEN = re.compile("[\u034f\u115f\u1160\u2800\u3164\ufe00-\ufe0f\uffa0]")
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 """Fillers, blanks and selectors that Unicode counts as printable."""
 BINS = 100
 """Bins of the strangers' histogram to a similarity of 1."""

@@ -43,7 +43,8 @@ Identity = tuple[int, int] | None
 
 
 _ERRORS = (sqlite3.DatabaseError, UnicodeDecodeError)
-"""SQLite's, and what Python makes of one whose own words hold a damaged name."""
+"""SQLite's, and what Python raises where SQLite's message itself isn't text."""
+
 MAX_LENGTH_ERROR = 1e-3
 """How far a template's length may be from 1: what makes and reads them keeps it to 1e-5, and a flipped bit that moves
 it by less changes no cosine that counts."""
@@ -316,7 +317,7 @@ def _explained(path: Path, error: sqlite3.DatabaseError | UnicodeDecodeError) ->
     # Python 3.10 knows no error codes; SQLite's texts are fixed.
     text = str(error)
     if isinstance(error, UnicodeDecodeError):
-        return DamagedGalleryError(path, "a name in it isn't text")
+        return DamagedGalleryError(path, "what it says of its tables isn't text")
     if "not a database" in text or "malformed" in text or "unsupported file format" in text:
         return DamagedGalleryError(path, text)
     if "decode to UTF-8" in text:

@@ -15,7 +15,7 @@ from edgefer.enroll import relearn
 from edgefer.errors import BrokerError, InputError, UsageError
 from edgefer.exchange import export_people, read_people
 from edgefer.files import read_bounded, write_private
-from edgefer.gallery import FILE, Gallery, check_name, open_gallery
+from edgefer.gallery import FILE, Gallery, check_name, open_gallery, tidy_name
 from edgefer.gallery_file import TracesLeftError, kept_aside
 from edgefer.identify import identity_rule
 from edgefer.outbox import forget
@@ -49,7 +49,7 @@ def list_people(settings: Settings, options: argparse.Namespace) -> int:
 
 def remove(settings: Settings, options: argparse.Namespace) -> int:
     """Forget a person: faces, pictures, and what still goes round with the name."""
-    name = check_name(options.name)
+    name = tidy_name(options.name)
     problems, removed, waiting = [], 0, 0  # told once the rest is done
     try:
         with _gallery(settings) as gallery:
@@ -85,7 +85,7 @@ def remove(settings: Settings, options: argparse.Namespace) -> int:
 
 def rename(settings: Settings, options: argparse.Namespace) -> int:
     """Give a person another name."""
-    name, to = check_name(options.name), check_name(options.to)
+    name, to = tidy_name(options.name), check_name(options.to)
     with _gallery(settings) as gallery:
         gallery.rename(name, to)
     print(f"{name} is {to} now")
@@ -94,7 +94,7 @@ def rename(settings: Settings, options: argparse.Namespace) -> int:
 
 def merge(settings: Settings, options: argparse.Namespace) -> int:
     """Make one person of two, who keeps the second name."""
-    name, into = check_name(options.name), check_name(options.into)
+    name, into = tidy_name(options.name), tidy_name(options.into)
     with _gallery(settings) as gallery:
         gallery.merge(name, into)
     print(f"{name} is {into} now")

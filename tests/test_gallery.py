@@ -264,6 +264,9 @@ def test_looking_makes_no_file(tmp_path):
         ("\u3164", r"holds U\+3164 HANGUL FILLER$"),
         ("\u2800", r"holds U\+2800 BRAILLE PATTERN BLANK$"),
         ("Ada\ufe0f", r"holds U\+FE0F VARIATION SELECTOR-16$"),
+        ("Ren\u00e9\ufe0f", r"holds U\+FE0F"),
+        ("م\u034f\u034fم", r"holds U\+034F"),
+        ("Ada\U000e0100", r"holds U\+E0100"),
         ("A\u034fda", r"holds U\+034F COMBINING GRAPHEME JOINER$"),
     ],
 )
@@ -272,7 +275,9 @@ def test_odd_names_are_refused(gallery, name, told):
         gallery.enroll(name, ADA, 1.0)
 
 
-@pytest.mark.parametrize("name", ["می\u200cمن", "\u2764\ufe0f Ada", "\U0001f468\u200d\U0001f469\u200d\U0001f467 Smith"])
+@pytest.mark.parametrize(
+    "name", ["می\u200cمن", "\u2764\ufe0f Ada", "1\ufe0f\u20e3", "\U0001f468\u200d\U0001f469\u200d\U0001f467 Smith"]
+)
 def test_what_joins_letters_is_part_of_a_name(gallery, name):
     gallery.enroll(name, ADA, 1.0)
     assert [p.name for p in gallery.people()] == [name]

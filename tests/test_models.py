@@ -89,7 +89,7 @@ def test_a_colour_picture_is_made_gray(tmp_path):
 
 @pytest.mark.parametrize(
     ("values", "scale", "zero"),
-    [((0.0, 1.0), 1 / 255, -128), ((-1.0, 1.0), 2 / 255, -1), ((1.0, -1.0), 2 / 255, -1)],
+    [((0.0, 1.0), 1 / 255, -128), ((-1.0, 1.0), 2 / 255, -1), ((1.0, -1.0), 2 / 255, -1), ((-1.5, 1.5), 3 / 255, 0)],
 )
 def test_each_pixel_value_has_a_level_of_its_own(values, scale, zero):
     # From -1 to 1 each lies midway between two: rounded to the even one, every second level would stay empty.

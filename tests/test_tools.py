@@ -55,7 +55,7 @@ def tool(name: str, *arguments: object, cwd: Path = ROOT) -> subprocess.Complete
 
 MODELS = """
 import os, sys; os.environ["KERAS_BACKEND"] = "tensorflow"
-import keras, tensorflow as tf, tf_keras
+import keras, numpy as np, tensorflow as tf, tf_keras
 folder = sys.argv[1]
 
 def plain(k, end="softmax", activation="relu"):
@@ -85,8 +85,14 @@ keras.Model(of_two, keras.layers.GlobalAveragePooling2D()(of_two)).export(f"{fol
 for k, name in ((keras, "half.keras"), (tf_keras, "half.h5")):
     policy = k.mixed_precision.set_global_policy if k is tf_keras else k.config.set_dtype_policy
     policy("mixed_float16")  # as on a GPU
-    plain(k).save(f"{folder}/{name}")
+    image = k.Input((24, 24, 1))
+    scaled = k.layers.Normalization(axis=None)
+    half = k.Model(image, plain(k)(scaled(image)))
+    scaled.adapt(np.linspace(0, 2, 1152).reshape(2, 24, 24, 1))
+    half.save(f"{folder}/{name}")
     policy("float32")
+    picture = np.load(f"{folder}/pictures.npy")[:1] / 255
+    np.save(f"{folder}/{name}.npy", np.asarray(half(picture, training=False), np.float32)[0])
 lost = plain(keras)
 lost.layers[-1].bias.assign([float("nan")] * 3)
 lost.save(f"{folder}/lost.keras")
@@ -119,13 +125,13 @@ open(f"{folder}/apart.json", "w").write(model.to_json())
 def models(tmp_path_factory) -> Path:
     """A folder with small networks of random weights, in every form that Keras had, a card, and pictures."""
     folder = tmp_path_factory.mktemp("models")
+    rng = np.random.default_rng(1)
+    np.save(folder / "pictures.npy", rng.integers(0, 256, (96, 24, 24, 1), np.uint8))
     subprocess.run([sys.executable, "-c", MODELS, str(folder)], check=True, capture_output=True, timeout=300)
     (folder / "tiny.json").write_text(json.dumps(CARD))
     shutil.copytree(folder / "saved", folder / "torn")
     for values in (folder / "torn" / "variables").glob("variables.data*"):
         values.write_bytes(values.read_bytes()[:100])
-    rng = np.random.default_rng(1)
-    np.save(folder / "pictures.npy", rng.integers(0, 256, (96, 24, 24, 1), np.uint8))
     for split, count in (("train", 20), ("test", 8)):
         for label in ("angry", "happy", "neutral", "sad", "surprised"):
             (folder / "faces" / split / label).mkdir(parents=True)
@@ -184,6 +190,8 @@ def test_an_old_model_of_five_classes_and_64_pixels_runs_in_the_daemon(models, t
 def test_what_a_gpu_was_taught_in_half_precision_is_converted(models, tmp_path, name):
     assert convert(models / name, "--calibrate", models / "pictures.npy", "--labels", "a,b,c",
                    "--precision", "float32", "-o", tmp_path / "half.tflite") == 0  # fmt: skip
+    (scores,) = Model(tmp_path / "half.tflite", "emotion")(np.load(models / "pictures.npy")[0])
+    np.testing.assert_allclose(scores, np.load(models / f"{name}.npy"), atol=0.01)
 
 
 def test_an_embedding_that_ends_in_unit_length_needs_no_option(models, tmp_path, capfd):

@@ -76,8 +76,9 @@ def read_pictures(path: Path, model_input: ModelInput, task: Task) -> tuple[Pict
     order = np.random.default_rng(0).permutation(len(source.usage))
     usage = source.usage[order]
     # Validation before test: what is chosen here isn't chosen on what is reported.
-    other = next((split for split in (VALIDATION, TEST) if (usage == split).any()), None)
-    if other is None or min((usage == TRAIN).sum(), (usage == other).sum()) < MIN_PICTURES // 4:
+    few = MIN_PICTURES // 4
+    other = next((split for split in (VALIDATION, TEST) if (usage == split).sum() >= few), None)
+    if other is None or (usage == TRAIN).sum() < few:
         held = max(len(order) // 4, len(order) - CALIBRATE)
         calibrate, check = order[held:], order[:held]
     else:

@@ -275,13 +275,15 @@ def _first_that_reads(
 
 
 def _in_float32(model: Any, library: Any) -> Any:
-    """The model, computing in float32 throughout: TensorFlow Lite lacks the layers in what GPUs are trained with."""
+    """The model, computing in float32 throughout: TensorFlow Lite has no layers that compute in float16."""
     told = model.to_json()
     plain = re.sub(r'"(mixed_)?(b?float16|float64)"', '"float32"', told)
     if plain == told:
         return model
     again = library.models.model_from_json(plain)
     again.set_weights(model.get_weights())
+    for layer in again._flatten_layers():  # noqa: SLF001  # Keras has no other way to reach those of models within
+        getattr(layer, "finalize_state", lambda: None)()  # Normalization keeps what it computes with beside its weights
     return again
 
 

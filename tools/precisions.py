@@ -20,9 +20,9 @@ Ranges = dict[str, Any]
 ALL = qtyping.TFLOperationName.ALL_SUPPORTED
 LIGHT = frozenset(
     {"ELU", "LEAKY_RELU", "PRELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "TILE", "L2_NORMALIZATION", "SQUARE", "EXP"}
-    | {"LOG", "NEG", "MINIMUM", "MAXIMUM", "CAST"}
+    | {"LOG", "NEG", "MINIMUM", "CAST"}
 )
-"""Operators that ai-edge-quantizer has no int8 for, and that cost little in float: one step a value, no weights."""
+"""Operators that ai-edge-quantizer has no int8 for, and that cost little in float: they have no weights."""
 PASSING = frozenset({"RESHAPE", "MAX_POOL_2D", "PAD", "TRANSPOSE", "STRIDED_SLICE", "QUANTIZE", "DEQUANTIZE"})
 """Operators that hand values on as they are: in float they would mend nothing."""
 SHARES = np.linspace(0.3, 1, 29).tolist()

@@ -189,7 +189,7 @@ def describe(options: argparse.Namespace, model: KerasModel) -> ModelCard:
         decoder=options.decoder or card.decoder,
         training=card.training | {"precision": options.precision},
         # What was measured of another precision isn't this one's; what a trainer measured in float is the original's.
-        # That of emotions measures nothing: here it is another model's.
+        # train_emotion.py measures nothing for the card: what stands in an emotion's is another model's.
         metrics=tuple(m for m in card.metrics if m.precision == "float32" and card.task != "emotion"),
         thresholds=dict(DECIDED) if card.task == "emotion" else card.thresholds,
         temperature=1.0,

@@ -19,6 +19,9 @@ MAX_IOU = 0.45
 LEAST_SHARE = 0.6
 """What overlaps a face at least so much, with at least this share of its score, is another answer for the same face."""
 
+MOST_FACES = 256
+"""In one picture: a spoilt model may see thousands, and each is compared with all."""
+
 FAR_OUT = 16
 """How many of the input's longer side a corner or landmark may lie off, before it is no place at all."""
 
@@ -42,7 +45,7 @@ class Detector:
         placed = np.concatenate([boxes, landmarks.reshape(-1, 10)], 1)
         sound = (np.abs(placed) < FAR_OUT * max(picture.shape)).all(1)
         scores, boxes = scores[sound], boxes[sound]
-        kept = suppress(scores, boxes, MAX_IOU)
+        kept = suppress(scores, boxes, MAX_IOU)[:MOST_FACES]
         placed = averaged(kept, scores, boxes, placed[sound]) / scale
         height, width = image.shape[:2]
         sides = placed[:, :4].clip(0, (width, height, width, height)).tolist()
@@ -70,9 +73,12 @@ def averaged(
 
     Cells beside each other answer for one face; weighted by their scores, their mean lies nearer and trembles less.
     """
-    alike = ious(boxes[kept], boxes) >= LEAST_SHARE
+    shares = ious(boxes[kept], boxes)
+    alike = (shares >= LEAST_SHARE) & (
+        shares == shares.max(0, initial=0)
+    )  # what lies between two faces is the nearer's
     weights = scores * (alike & (scores >= LEAST_SHARE * scores[kept, None]))
-    weights[range(len(kept)), kept] = scores[kept]  # a box without an area doesn't overlap itself
+    weights[:, kept] = np.diag(scores[kept])  # a box without an area doesn't overlap itself
     return np.asarray(weights / weights.sum(1, keepdims=True) @ values, np.float32)
 
 

@@ -122,10 +122,13 @@ def normalise(image: Image, model_input: ModelInput) -> NDArray[np.float32]:
 def quantised_values(model_input: ModelInput, dtype: np.dtype[Any], scale: float, zero: int) -> NDArray[Any]:
     """What each of the 256 pixel values becomes at a quantised input: normalised, then by the file's scale and zero.
 
-    In a range of -1..1 each lies midway between two levels: all go up, for by chance two would share one.
+    In a range of -1..1 each lies midway between two levels: all go up, or all down where the highest has no room; by
+    chance two would share one.
     """
-    floats = normalise(np.arange(256, dtype=np.uint8), model_input)
+    floats = normalise(np.arange(256, dtype=np.uint8), model_input) / scale
     limits = np.iinfo(dtype)
-    levels = np.floor(floats / scale + (0.5 + MIDWAY)) + zero
+    levels = np.floor(floats + (0.5 + MIDWAY)) + zero
+    if levels.max() > limits.max:
+        levels = np.ceil(floats - (0.5 + MIDWAY)) + zero
     values: NDArray[Any] = np.clip(levels, limits.min, limits.max).astype(dtype)
     return values
