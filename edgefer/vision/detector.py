@@ -74,9 +74,8 @@ def averaged(
     Cells beside each other answer for one face; weighted by their scores, their mean lies nearer and trembles less.
     """
     shares = ious(boxes[kept], boxes)
-    alike = (shares >= LEAST_SHARE) & (
-        shares == shares.max(0, initial=0)
-    )  # what lies between two faces is the nearer's
+    nearest = shares == shares.max(0, initial=0)  # what lies between two faces is the nearer's
+    alike = nearest & (shares >= LEAST_SHARE)
     weights = scores * (alike & (scores >= LEAST_SHARE * scores[kept, None]))
     weights[:, kept] = np.diag(scores[kept])  # a box without an area doesn't overlap itself
     return np.asarray(weights / weights.sum(1, keepdims=True) @ values, np.float32)
