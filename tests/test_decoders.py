@@ -223,6 +223,36 @@ def test_the_order_of_outputs_doesnt_matter(said, data):
     assert Detector(Said(tuple(shuffled), decoder, 64, 32))(frame) == faces
 
 
+@pytest.mark.parametrize("min_score", [0.5, 0.85])
+def test_a_face_is_the_mean_of_what_cells_beside_each_other_say_whatever_the_threshold(min_score):
+    outputs = [np.zeros(shape, np.float32) for shape in SHAPES["edgefer-centre"]]
+    outputs[0][:] = -9
+    # Cells 3 and 4 of the finest grid, of 8 px; their middles are (28, 4) and (36, 4).
+    outputs[0][[3, 4], 0] = logit(0.9), logit(0.6)
+    outputs[1][3] = 2, 0.5, 3, 2
+    outputs[1][4] = 3, 0.5, 2, 2
+    outputs[2][3], outputs[2][4] = 0.5, 0.25
+    (face,) = Detector(Said(tuple(outputs), "edgefer-centre", 64, 32), min_score)(np.zeros((32, 64, 3), np.uint8))
+    assert face.score == pytest.approx(0.9)
+    assert (face.box.x, face.box.width) == pytest.approx((12, 40)), "both say the same sides"
+    x = (0.9 * (28 + 4) + 0.6 * (36 + 2)) / 1.5
+    y = (0.9 * (4 + 4) + 0.6 * (4 + 2)) / 1.5
+    np.testing.assert_allclose(face.landmarks, [(x, y)] * 5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("decoder", "gray"), [("edgefer-centre", 114), ("blazeface", 0), ("yunet", 114)])
+def test_around_a_picture_of_another_shape_is_what_the_family_was_taught(decoder, gray):
+    class Looking(Said):
+        def __call__(self, picture: Image) -> Outputs:
+            self.picture = picture
+            return self.outputs
+
+    model = Looking(tuple(np.full(shape, -9, np.float32) for shape in SHAPES[decoder]), decoder, 64, 32)
+    assert Detector(model)(np.full((32, 32, 3), 200, np.uint8)) == []
+    assert np.unique(model.picture[:, :32]).tolist() == [200]
+    assert np.unique(model.picture[:, 32:]).tolist() == [gray]
+
+
 @pytest.mark.parametrize("nonsense", [np.nan, np.inf, -np.inf, 1e38])
 @pytest.mark.parametrize("output", [1, 2], ids=["sides", "landmarks"])
 def test_a_face_that_is_nowhere_takes_no_other_along(output, nonsense):

@@ -12,7 +12,7 @@ from model_file import loaded
 
 from edgefer.messages import Image
 from edgefer.vision.card import ModelCard, ModelInput, Task
-from edgefer.vision.preprocess import normalise, to_colour
+from edgefer.vision.preprocess import to_floats
 
 AT_ONCE = 32
 """Pictures that are held as floats: one of 640x640 in colour takes 5 MB."""
@@ -63,7 +63,7 @@ def as_batches(images: list[Image], model_input: ModelInput) -> Iterator[Floats]
     """Pictures (BGR or gray) as an original takes them, AT_ONCE at a time."""
     for start in range(0, len(images), AT_ONCE):
         some = images[start : start + AT_ONCE]
-        yield np.stack([normalise(to_colour(image, model_input.colour), model_input) for image in some])
+        yield np.stack([to_floats(image, model_input) for image in some])
 
 
 def run_tflite(content: bytes, card: ModelCard, images: list[Image], like: list[Floats]) -> list[Floats]:

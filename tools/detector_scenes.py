@@ -54,11 +54,11 @@ class Scenes:
     """The pictures to train on: all of det_train and other packs, and the even half of faceboxes_dev several times."""
 
     def __init__(self, data: Path, people_repeats: int, more: Sequence[Path] = ()) -> None:
-        photos = [open_photos(path) for path in (data / "det_train.npz", *more)]
+        photos = [(pack, _told(pack)) for pack in map(open_photos, (data / "det_train.npz", *more))]
         self._people = open_people(data)
         even = range(0, len(self._people), 2)  # the odd half validates, for ever
-        self._all = [(pack, i) for pack in photos for i in range(len(pack))]
-        self.close = np.flatnonzero(np.concatenate([_has_close_face(pack) for pack in photos]))
+        self._all = [(pack, int(i)) for pack, told in photos for i in told]
+        self.close = np.flatnonzero(np.concatenate([_has_close_face(pack)[told] for pack, told in photos]))
         """The numbers of those that hold a face with landmarks, large enough to be shown close."""
         self._all += [(self._people, i) for i in even] * people_repeats
 
@@ -70,8 +70,16 @@ class Scenes:
         return people_scene(pack, number) if pack is self._people else photo_scene(pack, number)
 
 
+def _told(pack: Pack) -> NDArray[np.intp]:
+    """The pictures of which it is known what they hold: those with a face, and, where the pack says so, without."""
+    if "negative" not in pack.fields:
+        return np.arange(len(pack))
+    return np.flatnonzero((pack.fields["negative"] != 0) | np.isin(np.arange(len(pack)), pack.fields["img"]))
+
+
 def _has_close_face(pack: Pack) -> NDArray[np.bool_]:
-    close = (pack.fields["ignore"] == 0) & (sizes_of(pack.fields["box"]) >= CLOSE_FACE)
+    known = (pack.fields["ignore"] == 0) & np.isfinite(pack.fields["kps"]).all((1, 2))
+    close = known & (sizes_of(pack.fields["box"]) >= CLOSE_FACE)
     return np.isin(np.arange(len(pack)), pack.fields["img"][close])
 
 

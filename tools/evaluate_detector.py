@@ -12,19 +12,23 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from command_line import Parser, card_path, run
 from data import DATA
 from detector_scenes import Floats, Scene, open_people, open_photos, people_scene, photo_scene, sizes_of
 from measured import precision_of
+from numpy.typing import NDArray
 
 from edgefer.errors import InputError
-from edgefer.messages import Detection
+from edgefer.messages import Detection, Landmarks
 from edgefer.vision.card import Metric, Precision, read_card
 from edgefer.vision.detector import Detector, ious
 from edgefer.vision.model import Model
+from edgefer.vision.preprocess import TEMPLATE_SIZE, align
 
 LOWEST_SCORE = 0.05
 """Detections from here up count towards the average precision; lower ones add next to nothing to it."""
@@ -42,6 +46,18 @@ AT_MIN_SCORE = {*RECALLS, FACES_MADE_UP}
 
 Found = list[list[Detection]]
 """The detections of each picture, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A face's landmarks as a detector places them and as they are, and the square root of its box's area.
+
+    Each 5 x 2; all in pixels of the picture.
+    """
+
+    landmarks: NDArray[np.float64]
+    truth: NDArray[np.float64]
+    size: float
 
 
 def evaluate_detector(model: Model, data: Path) -> list[Metric]:
@@ -66,7 +82,10 @@ def figures(model: Model, people: list[Scene], photos: list[Scene], precision: P
             for name, ends in SIZES.items()
         },
     }
-    on_validation = {"landmark error, >= 32 px": landmark_error(on_photos, photos, 32)}
+    on_validation = {}
+    if placed := faces_placed(on_photos, photos, 32):
+        on_validation["landmark error, >= 32 px"] = landmark_error(placed)
+        on_validation |= alignment_noise(placed)
     if on_empty:
         on_validation[FACES_MADE_UP] = false_faces(on_empty, min_score)
     return [
@@ -130,21 +149,48 @@ def false_faces(found: Found, min_score: float) -> float:
     return sum(face.score >= min_score for faces in found for face in faces) / len(found)
 
 
-def landmark_error(found: Found, scenes: list[Scene], smallest: float) -> float:
-    """The landmarks' mean distance from the truth, as a share of the square root of the true box's area.
+def faces_placed(found: Found, scenes: list[Scene], smallest: float) -> list[Placed]:
+    """Where the landmarks of wanted faces of at least `smallest` pixels were placed, and where they are.
 
-    Over all five landmarks of the wanted faces of at least `smallest` pixels, each measured on the best detection with
-    an IoU of at least 0.5; faces without one don't count.
+    Each face's are those of the best detection with an IoU of at least 0.5; faces without one, and those whose
+    landmarks aren't known, are left out.
     """
-    errors = []
+    placed = []
     for faces, scene in zip(found, scenes, strict=True):
-        known = scene.wanted & (sizes_of(scene.boxes) >= smallest)
+        known = scene.wanted & (sizes_of(scene.boxes) >= smallest) & np.isfinite(scene.points).all((1, 2))
         boxes, points = scene.boxes[known], scene.points[known]
         for box, truth, overlaps in zip(boxes, points, _overlaps(faces, boxes).T, strict=True):
             if len(overlaps) and overlaps.max() >= 0.5:
-                distance = np.linalg.norm(np.array(faces[int(overlaps.argmax())].landmarks) - truth, axis=1)
-                errors.append(float(distance.mean() / sizes_of(box[None])[0]))
-    return float(np.mean(errors)) if errors else 1.0
+                landmarks = np.array(faces[int(overlaps.argmax())].landmarks)
+                placed.append(Placed(landmarks, truth.astype(np.float64), float(sizes_of(box[None])[0])))
+    return placed
+
+
+def landmark_error(placed: list[Placed]) -> float:
+    """The mean distance of all faces' five landmarks from the truth, as a share of the face's size."""
+    distances = [np.linalg.norm(face.landmarks - face.truth, axis=1).mean() / face.size for face in placed]
+    return float(np.mean(distances))
+
+
+def alignment_noise(placed: list[Placed]) -> dict[str, float]:
+    """How far off an embedding's face is aligned by the landmarks: its turn, its size, and where its middle is.
+
+    1.48 times the median of what each is off by, which is the standard deviation of what has no outliers.
+    """
+    turns, sizes, moves = [], [], []
+    middle = np.full(2, TEMPLATE_SIZE / 2)
+    for face in placed:
+        ours, theirs = (align(_five(points)) for points in (face.landmarks, face.truth))
+        linear = ours[:, :2] @ np.linalg.inv(theirs[:, :2])
+        turns.append(math.degrees(math.atan2(linear[1, 0], linear[0, 0])))
+        sizes.append(math.hypot(*linear[:, 0]) - 1)
+        moves += (linear @ (middle - theirs[:, 2]) + ours[:, 2] - middle).tolist()
+    named = {"turn, degrees": turns, "size, share": sizes, f"middle, px of {TEMPLATE_SIZE}": moves}
+    return {f"alignment off by, {name}": float(1.48 * np.median(np.abs(each))) for name, each in named.items()}
+
+
+def _five(points: NDArray[np.float64]) -> Landmarks:
+    return cast("Landmarks", tuple(map(tuple, points.tolist())))
 
 
 def _judged(

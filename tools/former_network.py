@@ -61,6 +61,15 @@ def go_on_from(path: Path, model: keras.Model, pictures: Floats) -> None:
         raise InputError(f"--start: {path} is another network than the one to train")
 
 
+def size_taken(path: Path) -> tuple[int, int] | None:
+    """The height and width of the pictures that a .tflite takes; None where it tells none, or is another file."""
+    try:
+        _, height, width, _ = Interpreter(str(path)).get_input_details()[0]["shape"].tolist()
+    except (ValueError, RuntimeError, IndexError):
+        return None
+    return height, width
+
+
 def go_on_from_mean(paths: Sequence[Path], model: keras.Model, pictures: Floats) -> None:
     """Give a network the mean of the weights of former ones: of runs that began alike it is often better than each."""
     if len(paths) > 1 and any(path.suffix == ".tflite" for path in paths):

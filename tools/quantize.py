@@ -38,7 +38,7 @@ from edgefer.vision.detector import Detector
 from edgefer.vision.embedder import Embedder
 from edgefer.vision.emotion import EmotionReader
 from edgefer.vision.model import find_card
-from edgefer.vision.preprocess import normalise, to_colour
+from edgefer.vision.preprocess import to_floats
 
 with quiet():
     from input_range import FEWEST, Trial, better_range, try_ranges
@@ -271,7 +271,7 @@ def to_int8(
         )
     if light := sorted({layer.operator for layer in without} & LIGHT):
         print(f"no int8 for {', '.join(light)}: computed in float, between int8 layers")
-    samples = [normalise(to_colour(image, card.input.colour), card.input) for image in calibration]
+    samples = [to_floats(image, card.input) for image in calibration]
     int8 = Int8(floats, samples, card.input.range)
     losses = layer_losses(int8, floats, card, layers, held_out[:LAYER_PICTURES])
     floating = [layer for layer, _ in losses[: float_layers - len(stuck)]]
@@ -287,7 +287,7 @@ def layer_losses(
     int8: Int8, floats: bytes, card: ModelCard, layers: list[Layer], images: list[Image]
 ) -> list[tuple[Layer, float]]:
     """Each layer that could stay in float and the model's signal to noise with it alone in int8, worst first."""
-    like = run_floats(floats, [normalise(to_colour(image, card.input.colour), card.input) for image in images])
+    like = run_floats(floats, [to_floats(image, card.input) for image in images])
     losses = []
     for layer in layers:
         if layer.has_int8 and layer.operator not in PASSING:

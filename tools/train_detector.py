@@ -30,7 +30,7 @@ from command_line import Parser, count, run
 from data import DATA
 from detector_scenes import Scenes, augmented, targets
 from evaluate_detector import AT_MIN_SCORE, average_precision, figures, find, held_out_people, validation_photos
-from former_network import ADDED, PICTURES, go_on_from_mean
+from former_network import ADDED, PICTURES, go_on_from_mean, size_taken
 from keras import layers, ops
 from muon import Muon
 from numpy.typing import NDArray
@@ -117,11 +117,13 @@ def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
     shown = min(len(scenes), limit or len(scenes))
     batches = Batches(maker(scenes), len(scenes), batch, seed, settings["workers"], shown)
     steps = len(batches)
-    far = INPUTS["far"]
-    former = network(far.height, far.width)
-    if settings["start"] and not resume:
-        pictures = normalise(fitted(scenes, "far", PICTURES, seed), far)
-        go_on_from_mean([Path(start) for start in settings["start"]], former, pictures)
+    starts = [Path(start) for start in settings["start"]]
+    # A .tflite is told by what its layers write, at the size that it takes.
+    sizes: dict[Any, str] = {(asked.height, asked.width): name for name, asked in INPUTS.items()}
+    name = sizes.get(size_taken(starts[0]), "far") if starts else "far"
+    former = network(INPUTS[name].height, INPUTS[name].width)
+    if starts and not resume:
+        go_on_from_mean(starts, former, normalise(fitted(scenes, name, PICTURES, seed), INPUTS[name]))
     model = rebuilt(former, network, bfloat16=settings["bfloat16"])
     if not resume:
         progress(folder).unlink(missing_ok=True)  # of another run, which this one replaces

@@ -27,6 +27,9 @@ BLAZEFACE_GRIDS = {
 """Stride and anchors a cell of MediaPipe's models, from the strides and the aspect ratios in the graphs beside them
 (mediapipe/modules/face_detection): two anchors a layer, one where there is no interpolated one; layers of one stride
 share its grid. With `fixed_anchor_size` an anchor is no more than the middle of its cell."""
+PADDINGS = {"blazeface": 0}
+"""The gray that a family was taught to see around a picture of another shape, where it isn't ours: black, by the
+`border_mode` in the graphs beside them."""
 MOUTH_SHARE = float(np.linalg.norm(TEMPLATE[4] - TEMPLATE[3]) / np.linalg.norm(TEMPLATE[1] - TEMPLATE[0]))
 """How wide a mouth is, as a share of the distance of the eyes, in the template that faces are aligned to."""
 LARGEST_LOG = 8.0

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgefer.messages import Box, Detection, Image, Landmarks
-from edgefer.vision.decoders import decoder_of
+from edgefer.vision.decoders import PADDINGS, decoder_of
 from edgefer.vision.model import Model
-from edgefer.vision.preprocess import letterbox
+from edgefer.vision.preprocess import PADDING, letterbox
 
 MAX_IOU = 0.45
 """Two boxes that share more are one face; chosen on the even half of faceboxes_dev."""
@@ -38,14 +38,16 @@ class Detector:
     def __call__(self, image: Image) -> list[Detection]:
         """The faces of a picture (BGR), best first, in pixels of the picture and inside it."""
         card = self.model.card
-        picture, scale = letterbox(image, card.input.width, card.input.height)
+        padding = PADDINGS.get(card.decoder, PADDING)
+        picture, scale = letterbox(image, card.input.width, card.input.height, padding)
         with np.errstate(over="ignore", invalid="ignore"):
-            scores, boxes, landmarks = self._decode(self.model(picture), self.min_score)
+            # What is averaged with a face may score less than a face has to.
+            scores, boxes, landmarks = self._decode(self.model(picture), LEAST_SHARE * self.min_score)
         # A model in float may say anything: one box without an end, or without a place, would take the others along.
         placed = np.concatenate([boxes, landmarks.reshape(-1, 10)], 1)
         sound = (np.abs(placed) < FAR_OUT * max(picture.shape)).all(1)
         scores, boxes = scores[sound], boxes[sound]
-        kept = suppress(scores, boxes, MAX_IOU)[:MOST_FACES]
+        kept = [i for i in suppress(scores, boxes, MAX_IOU) if scores[i] >= self.min_score][:MOST_FACES]
         placed = averaged(kept, scores, boxes, placed[sound]) / scale
         height, width = image.shape[:2]
         sides = placed[:, :4].clip(0, (width, height, width, height)).tolist()

@@ -22,7 +22,7 @@ from edgefer.errors import ModelError
 from edgefer.files import expand_home, isolated_python, read_bounded
 from edgefer.messages import Image
 from edgefer.vision.card import ModelCard, Task, read_card
-from edgefer.vision.preprocess import normalise, quantised_values, to_colour
+from edgefer.vision.preprocess import quantised_values, to_colour, to_floats
 
 try:
     from ai_edge_litert.interpreter import Interpreter
@@ -90,8 +90,8 @@ class Model:
 
     def __call__(self, image: Image) -> Outputs:
         """The outputs for one picture (BGR or gray, of the card's size)."""
-        picture = to_colour(image, self.card.input.colour)
-        tensor = normalise(picture, self.card.input) if self._table is None else _look_up(picture, self._table)
+        asked, table = self.card.input, self._table
+        tensor = to_floats(image, asked) if table is None else _look_up(to_colour(image, asked.colour), table)
         self._interpreter.set_tensor(self._input["index"], tensor[None])
         self.invoke()
         return tuple(_dequantise(self._interpreter.get_tensor(output["index"])[0], output) for output in self._outputs)

@@ -34,8 +34,8 @@ Matrix = NDArray[np.float64]
 """2x3 affine, from pixels of the frame to pixels of the crop."""
 
 
-def letterbox(image: Image, width: int, height: int) -> tuple[Image, float]:
-    """The picture scaled to fit into width x height, at the top left, the rest gray; and its scale.
+def letterbox(image: Image, width: int, height: int, padding: int = PADDING) -> tuple[Image, float]:
+    """The picture scaled to fit into width x height, at the top left, the rest a gray; and its scale.
 
     A point of the result, divided by the scale, is the point of the picture.
     """
@@ -53,7 +53,7 @@ def letterbox(image: Image, width: int, height: int) -> tuple[Image, float]:
     resized = resized.reshape(size[1], size[0], *image.shape[2:])
     if size == (width, height):
         return resized, scale
-    canvas = np.full((height, width, *image.shape[2:]), PADDING, np.uint8)
+    canvas = np.full((height, width, *image.shape[2:]), padding, np.uint8)
     canvas[: size[1], : size[0]] = resized
     return canvas, scale
 
@@ -113,8 +113,13 @@ def to_colour(image: Image, colour: Colour) -> Image:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if colour == "rgb" else image
 
 
+def to_floats(image: Image, model_input: ModelInput) -> NDArray[np.float32]:
+    """A picture (BGR or gray) as a float model takes it, height x width x channels."""
+    return normalise(to_colour(image, model_input.colour), model_input)
+
+
 def normalise(image: Image, model_input: ModelInput) -> NDArray[np.float32]:
-    """Pixels 0..255 as the model's range of floats: what a trainer feeds, and a float model takes."""
+    """Pixels 0..255 as the model's range of floats, in the colour that they have."""
     low, high = model_input.range
     return image.astype(np.float32) * np.float32((high - low) / 255) + np.float32(low)
 
