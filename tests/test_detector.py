@@ -194,10 +194,10 @@ def test_the_shipped_detectors_reach_what_their_cards_say(tools, name):
     measured = {metric.metric: metric.value for metric in evaluate_detector(model, DATA)}
     assert measured.keys() == kept.keys()
     # tflite-runtime 2.14 rounds otherwise; a recall at a score is of a face more or less.
-    steady = [name for name in measured if name.startswith(("AP50", "landmark", "alignment"))]
+    steady = [metric for metric in measured if metric.startswith(("AP50", "landmark", "alignment"))]
     assert len(steady) == 10
-    for name in steady:
-        assert measured[name] == pytest.approx(kept[name], abs=0.004, rel=0.02), name
+    for metric in steady:
+        assert measured[metric] == pytest.approx(kept[metric], abs=0.004, rel=0.02), metric
 
 
 def test_a_plain_wall_holds_no_face(model):

@@ -687,6 +687,8 @@ def test_a_network_goes_on_from_the_mean_of_others_and_learns_what_teachers_answ
         go_on_from_mean([tmp_path / "first.keras", teachers[0]], first, learnt)
     with pytest.raises(InputError, match=r"float\.tflite tells happy, sad, surprise, and what is learnt is sad, happy"):
         train_emotion.check_labels(teachers[:1], ("sad", "happy", "surprise"))
+    shutil.copy(ROOT / "models/identity-112.json", tmp_path / "card.json")
+    train_emotion.check_labels([tmp_path / "model.keras"], ("sad", "happy"))  # what knows faces tells no emotion
 
 
 def test_a_training_that_diverged_leaves_no_model_and_one_goes_on_with_its_own_classes(models, tmp_path, monkeypatch):
@@ -863,12 +865,12 @@ def test_a_face_is_kept_apart_from_other_people_by_a_margin(tmp_path):
 
 
 def test_a_wider_network_begins_with_the_answers_of_the_narrower_one(monkeypatch, tmp_path):
+    import embedding_network
     import keras
-    import train_embedding
     from former_network import go_on_from
 
-    monkeypatch.setattr(train_embedding, "WIDTHS", (8, 8, 16, 16))
-    narrow = train_embedding.network()
+    monkeypatch.setattr(embedding_network, "WIDTHS", (8, 8, 16, 16))
+    narrow = embedding_network.network()
     rng = np.random.default_rng(0)
     for layer in narrow.layers:  # as if it had learnt
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -883,19 +885,19 @@ def test_a_wider_network_begins_with_the_answers_of_the_narrower_one(monkeypatch
     faces = (np.stack(pictures) / 127.5 - 1).astype(np.float32)
     answers = narrow.predict(faces, verbose=0)
 
-    monkeypatch.setattr(train_embedding, "WIDTHS", (8, 16, 16, 24))
-    wide = train_embedding.network()
+    monkeypatch.setattr(embedding_network, "WIDTHS", (8, 16, 16, 24))
+    wide = embedding_network.network()
     go_on_from(tmp_path / "narrow.keras", wide, faces)
     np.testing.assert_allclose(wide.predict(faces, verbose=0), answers, atol=1e-5)
 
-    shipped = train_embedding.network()
+    shipped = embedding_network.network()
     go_on_from(tmp_path / "narrow.tflite", shipped, faces)
     assert np.corrcoef(shipped.predict(faces, verbose=0).ravel(), answers.ravel())[0, 1] > 0.98
     # What was folded is apart again, so that training begins with the same answers.
     trained = np.asarray(shipped(faces[:64], training=True))
     assert np.corrcoef(trained.ravel(), answers[:64].ravel())[0, 1] > 0.95
 
-    monkeypatch.setattr(train_embedding, "WIDTHS", (8, 8, 8, 16))
+    monkeypatch.setattr(embedding_network, "WIDTHS", (8, 8, 8, 16))
     (tmp_path / "cut.tflite").write_bytes((tmp_path / "narrow.tflite").read_bytes()[:2000])
     (tmp_path / "cut.keras").write_bytes((tmp_path / "narrow.keras").read_bytes()[:2000])
     for name, told in (
@@ -906,7 +908,35 @@ def test_a_wider_network_begins_with_the_answers_of_the_narrower_one(monkeypatch
         ("none.keras", "isn't there"),
     ):
         with pytest.raises(InputError, match=rf"^--start: .*{name}:? {told}"):
-            go_on_from(tmp_path / name, train_embedding.network(), faces)
+            go_on_from(tmp_path / name, embedding_network.network(), faces)
+
+
+def test_what_tells_emotions_begins_with_what_knows_faces(monkeypatch, tmp_path):
+    import embedding_network
+    import emotion_networks
+    import keras
+    from former_network import go_on_from
+
+    images = np.random.default_rng(0).uniform(0, 1, (2, 48, 48, 1)).astype(np.float32)
+    monkeypatch.setattr(embedding_network, "WIDTHS", (8, 8, 16, 16))
+    teacher = emotion_networks.faces(7)
+    for additions in ((0, 0, 1, 0), (0, 0, 0, 0)):
+        monkeypatch.setattr(embedding_network, "ADDITIONS", additions)
+        knows = embedding_network.network()
+        knows.save(tmp_path / "identity.keras")
+        go_on_from(tmp_path / "identity.keras", teacher, images)
+        enlarged = cv2.resize(np.moveaxis(images[..., 0], 0, -1), (80, 80)) * 2 - 1
+        seen = keras.Model(knows.input, knows.layers[-5].output)  # what the depthwise layer takes
+        grown = np.repeat(np.moveaxis(enlarged, -1, 0)[..., None], 3, -1)
+        body = keras.Model(picture := keras.Input((80, 80, 3)), embedding_network.body(picture))
+        body.set_weights(seen.get_weights())
+        pooled = body.predict(grown, verbose=0).mean((1, 2))
+        before = keras.Model(teacher.input, teacher.layers[-2].output).predict(images, verbose=0)
+        np.testing.assert_allclose(before, pooled, atol=1e-3)
+    monkeypatch.setattr(embedding_network, "WIDTHS", (8, 8, 16, 24))
+    embedding_network.network().save(tmp_path / "wider.keras")
+    with pytest.raises(InputError, match="another network than the one to train"):
+        go_on_from(tmp_path / "wider.keras", teacher, images)
 
 
 def test_a_deeper_network_begins_with_the_answers_of_the_shallower_one(monkeypatch, tmp_path):

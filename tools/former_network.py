@@ -45,9 +45,10 @@ PICTURES = 64
 def go_on_from(path: Path, model: keras.Model, pictures: Floats) -> None:
     """Give a network the weights of a former one, or of one with fewer channels or layers, which it answers alike.
 
-    The channels that it has more of keep their random weights, but nothing listens to them yet; its layers in the scope
-    ADDED keep theirs. `pictures` are n x height x width x channels, as the network takes them. InputError where the
-    former is no such network.
+    Of a model.keras whose answers have another name, it takes all but the last layer: what knows faces. The channels
+    that it has more of keep their random weights, but nothing listens to them yet; its layers in the scope ADDED keep
+    theirs. `pictures` are n x height x width x channels, as the network takes them. InputError where the former is no
+    such network.
     """
     if not path.is_file():
         raise InputError(
@@ -86,6 +87,8 @@ def _take_over(path: Path, model: keras.Model) -> bool:
     """The weights of a model.keras; False where it is another network."""
     whole = keras.models.load_model(path, compile=False)
     former, variables = whole.get_weights(), model.weights
+    if whole.output_names != model.output_names:
+        return _take_body(former, variables[: -len(model.layers[-1].weights)])
     if len(former) < len(variables):
         variables = [variable for variable in variables if not _is_added(variable)]
     sizes = [variable.shape for variable in variables]
@@ -101,6 +104,17 @@ def _take_over(path: Path, model: keras.Model) -> bool:
         weights = keras.ops.convert_to_numpy(variable)
         variable.assign(_within(weights, given, mixes="depthwise" not in variable.path))
     return True
+
+
+def _take_body(former: list[Floats], variables: list[Any]) -> bool:
+    """The weights that networks for different things share; False where these aren't alike."""
+    for body in (variables, [variable for variable in variables if not _is_added(variable)]):
+        pairs = list(zip(body, former, strict=False))
+        if len(pairs) == len(body) and all(variable.shape == given.shape for variable, given in pairs):
+            for variable, given in pairs:
+                variable.assign(given)
+            return True
+    return False
 
 
 def _is_added(variable: Any) -> bool:

@@ -32,8 +32,9 @@ import numpy as np
 from batches import WORKERS, Batch, Batches, Make
 from command_line import Parser, count, run
 from data import DATA, Pack, held_out, open_pack
-from former_network import ADDED, go_on_from_mean
-from keras import layers, ops
+from embedding_network import EMBEDDING, network
+from former_network import go_on_from_mean
+from keras import ops
 from mixing import mixed
 from muon import Muon
 from numpy.typing import NDArray
@@ -61,13 +62,6 @@ from edgefer.vision.preprocess import TEMPLATE_SIZE as SIZE
 from edgefer.vision.preprocess import normalise
 
 INPUT = ModelInput(width=SIZE, height=SIZE, colour="bgr", range=(-1.0, 1.0))
-WIDTHS = (32, 64, 128, 256)
-"""Channels at 56x56, 28x28, 14x14 and 7x7: 248 million multiply-adds and 2.7 million parameters."""
-DEPTHS = (0, 1, 2, 3)
-"""Further 3x3 convolutions at each of these sizes."""
-ADDITIONS = (0, 0, 1, 0)
-"""Still further ones, which a former network to go on from may lack."""
-EMBEDDING = 128
 SAME_PERSON = 0.45
 """A face whose cosine to one that is held out is over this, by the teacher, is taken for the same person's."""
 SCALE, MARGIN, WEIGHT = 32.0, 0.2, 0.05
@@ -298,32 +292,7 @@ def augment(face: Image, rng: np.random.Generator) -> Image:
     return np.asarray(cv2.LUT(face, np.clip(levels, 0, 255).astype(np.uint8)))
 
 
-# The network: plain 3x3 convolutions and ReLU, which cost little and lose little at int8.
-
-
-def network() -> keras.Model:
-    """Aligned faces to 128 values each; their direction is the embedding (edgefer makes the length 1)."""
-    image = keras.Input((SIZE, SIZE, 3), name="image")
-    x = image
-    for width, depth, additions in zip(WIDTHS, DEPTHS, ADDITIONS, strict=True):
-        x = convolution(x, width, stride=2)
-        for _ in range(depth):
-            x = layers.ReLU()(x + convolution(x, width, activate=False))
-        for _ in range(additions):
-            with keras.name_scope(ADDED):
-                x = layers.ReLU()(x + convolution(x, width, activate=False, begin=0))
-    # A weight for each place: an eye's corner tells more than a cheek (MobileFaceNet's "global depthwise convolution").
-    x = layers.DepthwiseConv2D(SIZE // 16, use_bias=False)(x)
-    x = layers.BatchNormalization(momentum=0.97)(x)
-    x = layers.Dense(EMBEDDING, name="embedding", dtype="float32")(layers.Flatten()(x))
-    return keras.Model(image, x, name="identity")
-
-
-def convolution(x: Any, width: int, stride: int = 1, *, activate: bool = True, begin: float = 1) -> Any:
-    """A 3x3 convolution with batch normalisation, whose scale begins as told, and ReLU unless told otherwise."""
-    x = layers.Conv2D(width, 3, stride, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
-    x = layers.BatchNormalization(momentum=0.97, gamma_initializer=keras.initializers.Constant(begin))(x)
-    return layers.ReLU()(x) if activate else x
+# What is learnt
 
 
 def alike(wanted: Any, given: Any) -> Any:

@@ -278,8 +278,8 @@ def check_labels(starts: Sequence[Path], names: tuple[str, ...]) -> None:
     """InputError where a former model tells other emotions than those to learn."""
     for path in starts:
         cards = (path.with_suffix(".json"), path.parent / "card.json")
-        told = next((read_card(card).labels for card in cards if card.is_file()), names)
-        if told != names:
+        told = next((read_card(card).labels for card in cards if card.is_file()), ())
+        if told and told != names:  # an embedding tells none
             raise InputError(f"--start: {path} tells {', '.join(told)}, and what is learnt is {', '.join(names)}")
 
 
