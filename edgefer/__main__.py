@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
         logs.set_up()
         code: int = options.command(options)
-        sys.stdout.flush()
+        if sys.stdout:  # None where it was closed
+            sys.stdout.flush()
     except EdgeferError as error:
         print(f"edgefer: {escape_lines(str(error))}", file=sys.stderr)
         return error.exit_code
@@ -50,12 +52,21 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except OSError as error:
         if error.errno not in (errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC) or error.filename is not None:
-            raise
+            return _defect()
         # What fails in a file of ours is told by its name: it was `edgefer people export > FILE` on a full disk.
         _drop_output()
         print(f"edgefer: standard output can't be written: {error.strerror}", file=sys.stderr)
         return InputError.exit_code
+    except Exception:  # whatever it is, it wasn't foreseen
+        return _defect()
     return code
+
+
+def _defect() -> int:
+    """Tell of the error that is being handled, which is a mistake of ours."""
+    traceback.print_exc()
+    print("edgefer: a defect of edgefer's own: please report what stands above", file=sys.stderr)
+    return EdgeferError.exit_code
 
 
 def _drop_output() -> None:
@@ -158,7 +169,8 @@ def _settings() -> Settings:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}\n{self.format_usage().strip()}")
+        hint = "; a name with a space is put in quotes" if message.startswith("unrecognized") else ""
+        raise UsageError(f"{message}{hint}\n{self.format_usage().strip()}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -90,6 +90,8 @@ def read_file(file: str, settings: Settings, read: Read) -> Iterator[PictureRead
 
 
 def _pictures(file: str, settings: Settings) -> Iterator[tuple[float | None, Image]]:
+    if "://" in file and not os.path.exists(file):  # noqa: PTH110  # pathlib's raises where we may not look
+        raise InputError(f"{file.partition('://')[0]}://… is no file: cameras are for `edgefer run` and `edgefer demo`")
     if Path(file).suffix.lower() in SUFFIXES:
         yield None, read_picture(Path(file))
         return

@@ -62,7 +62,7 @@ def run_demo(settings: Settings, clip: str | None, *, as_json: bool) -> int:
         settings = settings.model_copy(update=changes)
         camera = parse_uri(settings.camera)
         if camera.scheme == "file":
-            check_file(Path(camera.location))
+            check_file(Path(camera.location), camera.address)
         viewer = parts.enter_context(Viewer(settings, stop, as_json=as_json))
         if clip is None and settings.identity.enabled:
             enroll_grace(settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import shlex
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ it by less changes no cosine that counts."""
 
 
 class UnreadableGalleryError(InputError):
-    """The file can't be read as things are: its disk or somebody else is in the way, or it is damaged."""
+    """The file can't be read as things are: its disk, its owner or somebody else is in the way, or it is damaged."""
 
 
 class DamagedGalleryError(UnreadableGalleryError):
@@ -211,9 +212,8 @@ class GalleryFile:
         except InputError:
             raise
         except OSError as error:
-            raise InputError(
-                f"{self.path}: {error.strerror}; EDGEFER_STATE_DIR must be a folder we may write to"
-            ) from error
+            kind = UnreadableGalleryError if isinstance(error, PermissionError) else InputError
+            raise kind(f"{self.path}: {error.strerror}; EDGEFER_STATE_DIR must be a folder we may write to") from error
 
     def _open(self, key: str | None, *, is_there: bool, create: bool = False) -> None:
         with self.errors():
@@ -335,8 +335,23 @@ def _explained(path: Path, error: sqlite3.DatabaseError | UnicodeDecodeError) ->
                 f"{path}: its folder is mounted read-only (`findmnt -T {path.parent}`): a card that fails is, and for "
                 "the service all but its own folders are (ReadWritePaths= in the unit)"
             )
-        return InputError(f"{path}: {text}; run this as the owner of EDGEFER_STATE_DIR, or with sudo")
+        told = misowned(path) or "run this as the owner of EDGEFER_STATE_DIR, or with sudo"
+        return UnreadableGalleryError(f"{path}: {text}; {told}")
     return InputError(f"{path}: {text}; EDGEFER_STATE_DIR is its folder")
+
+
+def misowned(path: Path) -> str | None:
+    """What to do about a file that is another user's than its folder, as one is that was copied by root; else None."""
+    try:
+        owner, wanted = path.stat().st_uid, path.parent.stat().st_uid
+    except OSError:
+        return None
+    if owner == wanted:
+        return None
+    return (
+        f"it belongs to user {owner}, and its folder to {wanted}, who can't use it: "
+        f"`sudo chown --reference={shlex.quote(str(path.parent))} {shlex.quote(str(path))}`"
+    )
 
 
 def _is_read_only(folder: Path) -> bool:

@@ -57,8 +57,11 @@ def look(
 
 def only_good_face(image: Image, faces: Sequence[Detection]) -> tuple[Detection, Quality]:
     """The one face of a picture and its quality; InputError says why it is of no use."""
-    if len(faces) != 1:
-        raise InputError("no face was found" if not faces else f"there are {len(faces)} faces, and whose is meant?")
+    if not faces:
+        raise InputError("no face was found")
+    if len(faces) > 1:
+        places = ", ".join(f"{face.box.side:.0f} px at {face.box.x:.0f},{face.box.y:.0f}" for face in faces)
+        raise InputError(f"there are {len(faces)} faces ({places}), and whose is meant? Cut the others off")
     quality = rate(image, faces[0])
     if quality.face_px < MIN_FACE_PX:
         raise InputError(f"the face is {quality.face_px} px large; at least {MIN_FACE_PX} are needed")

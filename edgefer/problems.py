@@ -77,7 +77,7 @@ KINDS = (
         "The file of the people we know can't be read: only those who were loaded before, if any, are told by name.",
         "The message says why. Make room on the disk, or end what holds the file: the daemon takes it up by itself. "
         "Where it is damaged, enrol again; or stop edgefer, move gallery.sqlite3, its -wal and its -shm out of "
-        "EDGEFER_STATE_DIR, put a copy of gallery.sqlite3 there, and start it.",
+        "EDGEFER_STATE_DIR, put a copy of gallery.sqlite3 there that belongs to the folder's owner, and start it.",
     ),
     Kind(
         "machine",

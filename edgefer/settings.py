@@ -7,6 +7,7 @@ runs, a `.env` file in the current folder. docs/settings.md is generated from th
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import re
 import socket
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Literal, cast, get_args
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -113,8 +115,8 @@ class MqttSettings(Group):
     @field_validator("host")
     @classmethod
     def _bare_host(cls, value: str) -> str:
-        if set("/@ ") & set(value):
-            raise ValueError("the name or address alone, without mqtt://, user and port")
+        if set("/@ []") & set(value) or value.count(":") == 1:  # ::1 has more of them
+            raise ValueError("the name or address alone, without mqtt://, user, port and brackets")
         return value
 
     @field_validator("prefix")
@@ -263,15 +265,16 @@ class Settings(BaseSettings):
 
     @field_validator("camera")
     @classmethod
-    def _known_scheme(cls, value: str) -> str:
-        scheme, colon, _ = value.partition("://")
-        if colon and scheme.isalnum():
-            from edgefer.cameras import source_module  # noqa: PLC0415  # most settings need no OpenCV
+    def _is_one(cls, value: str) -> str:
+        from edgefer.cameras import parse_uri, source_module  # noqa: PLC0415  # which need these settings' values
 
-            try:
-                source_module(scheme.lower())
-            except UsageError as error:
-                raise ValueError(str(error)) from error
+        try:
+            if value != "auto":
+                uri = parse_uri(value)
+                if "://" in value:  # most settings need no OpenCV
+                    source_module(uri.scheme)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
         return value
 
     @field_validator("sinks")
@@ -385,7 +388,12 @@ def load_settings(**overrides: object) -> Settings:
     problems: list[str] = []
     try:
         if ENV_FILE.is_file():
-            read_bounded(ENV_FILE, MAX_FILE_BYTES)
+            text = read_bounded(ENV_FILE, MAX_FILE_BYTES).decode()
+            problems += (
+                f"{ENV_FILE.absolute()}, line {binding.original.line}: no NAME=value, or a quote stays open"
+                for binding in parse_stream(io.StringIO(text))
+                if binding.error
+            )
         problems += _unknown_names()
         overrides["_env_file"] = _env_file()
         settings = Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks them

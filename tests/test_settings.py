@@ -107,6 +107,18 @@ def test_an_env_file_that_is_not_text_is_told(monkeypatch, tmp_path):
     assert f"{tmp_path}/.env or a credential isn't text" in refusal(monkeypatch)
 
 
+def test_a_line_of_an_env_file_that_says_nothing_is_told(monkeypatch, tmp_path):
+    (tmp_path / ".env").write_text('EDGEFER_DEVICE=hall\nEDGEFER_MQTT__HOST="abc\n')
+    assert f"{tmp_path}/.env, line 2: no NAME=value, or a quote stays open" in refusal(monkeypatch)
+
+
+@pytest.mark.parametrize("host", ["broker:1883", "[::1]", "mqtt://broker"])
+def test_a_host_is_no_address_with_a_port(monkeypatch, host):
+    assert "EDGEFER_MQTT__HOST: the name or address alone" in refusal(monkeypatch, EDGEFER_MQTT__HOST=host)
+    monkeypatch.setenv("EDGEFER_MQTT__HOST", "::1")
+    assert load_settings().mqtt.host == "::1"
+
+
 def test_a_home_is_understood_without_a_shell(monkeypatch):
     monkeypatch.setenv("EDGEFER_STATE_DIR", "~/faces")
     assert load_settings().state_dir == Path.home() / "faces"

@@ -44,14 +44,14 @@ def open_source(uri: CameraUri, wanted: Wanted) -> Camera:  # noqa: ARG001  # a 
         return NetworkCamera(uri)
     uri.check_options("realtime", "loop")
     path = expand_home(uri.location).absolute()
-    return VideoFile(path, realtime=uri.flag("realtime"), loop=uri.flag("loop"))
+    return VideoFile(path, uri.address, realtime=uri.flag("realtime"), loop=uri.flag("loop"))
 
 
 class VideoFile:
     """Plays a file: every picture of it, or with `realtime` those that there is time for."""
 
-    def __init__(self, path: Path, *, realtime: bool, loop: bool) -> None:
-        check_file(path)
+    def __init__(self, path: Path, given: str = "", *, realtime: bool, loop: bool) -> None:
+        check_file(path, given)
         self.live = realtime
         self._path = path
         self._loop = loop
@@ -158,12 +158,17 @@ class NetworkCamera:
         self._capture.release()
 
 
-def check_file(path: Path) -> None:
-    """InputError, in plain words, for what OpenCV would only call unopened."""
+def check_file(path: Path, given: str = "") -> None:
+    """InputError, in plain words, for what OpenCV would only call unopened; `given` is how the path was written."""
     try:
         found = path.stat()
     except FileNotFoundError:
-        raise InputError(f"{path} isn't there (in a file:// URI, a ? or % of the name is written %3F or %25)") from None
+        hint = ""
+        if "://" in given:
+            hint = " (in a file:// URI, a ? or % of the name is written %3F or %25)"
+        elif given.isalnum():  # no film's name, and no path
+            hint = "; a camera is auto, 0, /dev/video0 or picamera2://0, and docs/cameras.md lists the others"
+        raise InputError(f"{path} isn't there{hint}") from None
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}") from error
     if stat.S_ISDIR(found.st_mode):
