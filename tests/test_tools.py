@@ -994,6 +994,56 @@ def test_scrfd_places_a_face_where_ours_does():
     assert np.abs(np.subtract(theirs.landmarks, ours.landmarks)).max() < 0.08 * ours.box.side
 
 
+@needs_data
+def test_pictures_of_one_sure_face_become_a_pack(tmp_path):
+    pytest.importorskip("ncnn", reason="SCRFD runs through ncnn: pip install ncnn")
+    from data import open_pack
+    from detector_scenes import open_photos
+
+    photos, lfw = tmp_path / "photos", open_pack(DATA / "lfw_pairs_112.npz")
+    photos.mkdir()
+    for number in range(3):
+        face = cv2.copyMakeBorder(lfw.picture(number), 64, 64, 64, 64, cv2.BORDER_REPLICATE)
+        cv2.imwrite(str(photos / f"{number}.png"), face if number else np.hstack([face, face]))
+    (photos / "cut.jpg").write_bytes(b"\xff\xd8")
+    told = tool("label_faces.py", photos, "-o", tmp_path / "large.npz", "--data", DATA.resolve()).stdout
+    assert told.endswith("large.npz: 2 of 4 pictures (1 can't be read)\n"), "on the other there are two faces"
+    pack = open_photos(tmp_path / "large.npz")
+    assert pack.fields["img"].tolist() == [0, 1]
+    for box, five in zip(pack.fields["box"], pack.fields["kps"], strict=True):
+        assert 60 < np.sqrt((box[2:] - box[:2]).prod()) < 130
+        assert ((five > box[:2]) & (five < box[2:])).all()
+
+
+@needs_data
+def test_our_detectors_stand_beside_others_in_a_table(tmp_path):
+    pytest.importorskip("ncnn", reason="SCRFD runs through ncnn: pip install ncnn")
+    from data import open_pack, save_pack
+
+    (tmp_path / "peers").symlink_to((DATA / "peers").resolve())
+    lfw = open_pack(DATA / "lfw_pairs_112.npz")
+    faces = [cv2.copyMakeBorder(lfw.picture(i), 64, 64, 64, 64, cv2.BORDER_REPLICATE) for i in range(2)]
+    jpegs = [cv2.imencode(".jpg", face)[1].ravel() for face in faces]
+    kept = {"blob": np.concatenate(jpegs), "off": np.cumsum([0, *map(len, jpegs)])}
+    found = [Detector(Model(find_model("far"), "detector"))(face)[0] for face in faces]
+    boxes = np.array([(f.box.x, f.box.y, f.box.x + f.box.width, f.box.y + f.box.height) for f in found], np.float32)
+    points = np.array([f.landmarks for f in found], np.float32)
+    save_pack(tmp_path / "faceboxes_dev.npz", **kept, boxes=boxes, box_image=np.arange(2))
+    save_pack(tmp_path / "det_val.npz", **kept, box=boxes, kps=points, img=np.arange(2), ignore=np.zeros(2, np.uint8))
+    rows = tool("compare_detectors.py", "far", "--data", tmp_path).stdout.splitlines()
+    header = [cell.strip() for cell in rows[0].strip("|").split("|")]
+    cells = {(row.split("|")[1].strip(), row.split("|")[2].strip()): row.strip("|").split("|") for row in rows[2:-2]}
+    assert {name for name, _ in cells} == {"`far`", "SCRFD-2.5g", "SCRFD-500m", "YuNet"}
+    assert len(cells) == 1 + 3 * 4
+    for row in cells.values():
+        told = dict(zip(header, map(str.strip, row), strict=True))
+        assert told["AP50 >= 32 px"] == "1.000"
+        assert float(told["points"].rstrip("%")) < 12
+    ours = dict(zip(header, map(str.strip, cells["`far`", "416x320"]), strict=True))
+    assert ours["time"] == "1.00"
+    assert float(ours["points"].rstrip("%")) < 1, "of its own landmarks, but for the JPEG"
+
+
 def test_a_damaged_peer_is_told(tmp_path):
     from peer_detectors import Scrfd, YuNet
 
