@@ -38,6 +38,7 @@ from pydantic_settings import (
 )
 from pydantic_settings import SettingsError as UnparsableError
 
+from edgefer.cameras import parse_uri, source_module
 from edgefer.errors import SettingsError, UsageError
 from edgefer.files import expand_home, read_bounded
 
@@ -266,8 +267,6 @@ class Settings(BaseSettings):
     @field_validator("camera")
     @classmethod
     def _is_one(cls, value: str) -> str:
-        from edgefer.cameras import parse_uri, source_module  # noqa: PLC0415  # which need these settings' values
-
         try:
             if value != "auto":
                 uri = parse_uri(value)
