@@ -63,7 +63,7 @@ read_options() {
         --dry-run) dry_run=yes ;;
         --uninstall) uninstall=yes ;;
         --purge) purge=yes ;;
-        --wheelhouse) (($# > 1)) || fail "--wheelhouse takes a folder" 64; wheelhouse=$2; shift ;;
+        --wheelhouse) [[ -n ${2-} ]] || fail "--wheelhouse takes a folder" 64; wheelhouse=$2; shift ;;
         # For the Debian package, which has put the unit, the user's and the settings' files in place itself.
         --packaged) packaged=yes wheelhouse=$here/wheels ;;
         *) fail "unknown option $1; see --help" 64 ;;

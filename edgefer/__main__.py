@@ -9,6 +9,7 @@ import functools
 import io
 import logging
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -34,14 +35,15 @@ Everything is set by EDGEFER_ variables: `edgefer settings` lists them.
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; gives its exit code (edgefer/errors.py lists them)."""
+    if sys.stdout is None:  # it was closed
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  # as long as the process is
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that can't show somebody's name shows the rest
     try:
         options = _parser().parse_args(arguments)
         logs.set_up()
         code: int = options.command(options)
-        if sys.stdout:  # None where it was closed
-            sys.stdout.flush()
+        sys.stdout.flush()
     except EdgeferError as error:
         print(f"edgefer: {escape_lines(str(error))}", file=sys.stderr)
         return error.exit_code
@@ -51,11 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
         _drop_output()
         return 0
     except OSError as error:
-        if error.errno not in (errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC) or error.filename is not None:
+        if error.errno not in (errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC):
             return _defect()
-        # What fails in a file of ours is told by its name: it was `edgefer people export > FILE` on a full disk.
-        _drop_output()
-        print(f"edgefer: standard output can't be written: {error.strerror}", file=sys.stderr)
+        if error.filename is None:  # what fails in a file has its name: it was `edgefer people export > FILE`
+            _drop_output()
+        where = "standard output" if error.filename is None else error.filename
+        print(f"edgefer: {where} can't be written: {error.strerror}", file=sys.stderr)
         return InputError.exit_code
     except Exception:  # whatever it is, it wasn't foreseen
         return _defect()
@@ -169,7 +172,7 @@ def _settings() -> Settings:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        hint = "; a name with a space is put in quotes" if message.startswith("unrecognized") else ""
+        hint = "; what holds a space is put in quotes" if re.match("unrecognized arguments: [^-]", message) else ""
         raise UsageError(f"{message}{hint}\n{self.format_usage().strip()}")
 
 

@@ -117,7 +117,11 @@ def _store(settings: Settings) -> str:
     store = Store(settings.state_dir)
     if store.exists and not os.access(store.path, os.R_OK | os.W_OK):
         raise _RemarkError(f"{store.path}: user {os.getuid()} can't use it, so events wait in memory; change its owner")
-    if aside := store.set_aside:
+    try:
+        aside = store.set_aside
+    except PermissionError as error:
+        raise _RemarkError(f"{settings.state_dir}: user {os.getuid()} may not look into it") from error
+    if aside:
         raise _RemarkError(
             f"{aside[0]}: it couldn't be used, and the events in it aren't sent; delete it, or report it"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -212,7 +213,8 @@ class GalleryFile:
         except InputError:
             raise
         except OSError as error:
-            kind = UnreadableGalleryError if isinstance(error, PermissionError) else InputError
+            passes = isinstance(error, PermissionError) or error.errno in (errno.EIO, errno.ESTALE)
+            kind = UnreadableGalleryError if passes else InputError
             raise kind(f"{self.path}: {error.strerror}; EDGEFER_STATE_DIR must be a folder we may write to") from error
 
     def _open(self, key: str | None, *, is_there: bool, create: bool = False) -> None:
@@ -335,22 +337,24 @@ def _explained(path: Path, error: sqlite3.DatabaseError | UnicodeDecodeError) ->
                 f"{path}: its folder is mounted read-only (`findmnt -T {path.parent}`): a card that fails is, and for "
                 "the service all but its own folders are (ReadWritePaths= in the unit)"
             )
-        told = misowned(path) or "run this as the owner of EDGEFER_STATE_DIR, or with sudo"
+        told = misowned(path) or "run this as the owner of EDGEFER_STATE_DIR and of what is in it, or with sudo"
         return UnreadableGalleryError(f"{path}: {text}; {told}")
     return InputError(f"{path}: {text}; EDGEFER_STATE_DIR is its folder")
 
 
 def misowned(path: Path) -> str | None:
-    """What to do about a file that is another user's than its folder, as one is that was copied by root; else None."""
-    try:
-        owner, wanted = path.stat().st_uid, path.parent.stat().st_uid
-    except OSError:
-        return None
-    if owner == wanted:
+    """What to do about a file of root's in a folder of somebody else's, as one is that was copied there; else None."""
+    owners = {}
+    for one in (path.parent, path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+        with suppress(OSError):
+            owners[one] = one.stat().st_uid
+    wanted = owners.pop(path.parent, 0)
+    roots = [shlex.quote(str(one)) for one, owner in owners.items() if owner == 0]
+    if wanted == 0 or not roots:
         return None
     return (
-        f"it belongs to user {owner}, and its folder to {wanted}, who can't use it: "
-        f"`sudo chown --reference={shlex.quote(str(path.parent))} {shlex.quote(str(path))}`"
+        f"it belongs to root, and its folder to user {wanted}, who may not use it: "
+        f"`sudo chown --reference={shlex.quote(str(path.parent))} {' '.join(roots)}`"
     )
 
 

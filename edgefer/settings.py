@@ -386,13 +386,8 @@ def load_settings(**overrides: object) -> Settings:
     """
     problems: list[str] = []
     try:
-        if ENV_FILE.is_file():
-            text = read_bounded(ENV_FILE, MAX_FILE_BYTES).decode()
-            problems += (
-                f"{ENV_FILE.absolute()}, line {binding.original.line}: no NAME=value, or a quote stays open"
-                for binding in parse_stream(io.StringIO(text))
-                if binding.error
-            )
+        if _env_file() is not None:
+            problems += _lost_lines(read_bounded(ENV_FILE, MAX_FILE_BYTES).decode())
         problems += _unknown_names()
         overrides["_env_file"] = _env_file()
         settings = Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks them
@@ -416,6 +411,15 @@ def load_settings(**overrides: object) -> Settings:
             f"{len(problems)} problem(s) with the settings (`edgefer settings` lists them all):\n{listed}"
         )
     return settings
+
+
+def _lost_lines(env_file: str) -> Iterator[str]:
+    """Settings in a .env that say nothing as they are written; what other programs have there is theirs."""
+    for binding in parse_stream(io.StringIO(env_file)):
+        lost = binding.original.string
+        if binding.error and PREFIX in lost:
+            line = binding.original.line + lost[: lost.index(PREFIX)].count("\n")
+            yield f"{ENV_FILE.absolute()}, line {line}: no NAME=value, or a quote stays open"
 
 
 def _unknown_names() -> Iterator[str]:

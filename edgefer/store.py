@@ -88,11 +88,8 @@ class Store:
 
     @property
     def set_aside(self) -> list[Path]:
-        """Files that couldn't be used, and are still there under another name; none where nobody may look."""
-        try:
-            return sorted(self.path.parent.glob(f"{FILE}{_ASIDE}*"))
-        except PermissionError:
-            return []
+        """Files that couldn't be used, and are still there under another name."""
+        return sorted(self.path.parent.glob(f"{FILE}{_ASIDE}*"))
 
     @property
     def is_open(self) -> bool:

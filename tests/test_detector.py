@@ -609,7 +609,7 @@ def test_what_hides_a_face_stays_about_its_lower_part(tools):
         if len(rows):
             covered += 1
             assert rows.min() > 60 + 0.25 * 80, "the eyes stay"
-            assert (columns.min(), columns.max()) > (60 - 30, 60)
+            assert columns.min() > 60 - 30
             assert columns.max() < 120 + 30
     assert 10 < covered < 45, "one in sixteen"
 

@@ -7,7 +7,10 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -399,6 +402,52 @@ def test_root_leaves_the_files_to_the_folders_owner(tmp_path):
     with closing(Gallery(tmp_path, MODEL, create=True)) as gallery:
         gallery.enroll("Ada", faces(1)[0], 1.0)
         assert {(path.stat().st_uid, path.stat().st_gid) for path in tmp_path.iterdir()} == {(4321, 4322)}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_file_of_roots_is_outlasted_with_what_mends_it():
+    with tempfile.TemporaryDirectory() as name:  # pytest's own lies where nobody else may go
+        folder = Path(name)
+        folder.chmod(0o755)
+        with closing(Gallery(folder, MODEL, create=True)) as gallery:
+            gallery.enroll("Ada", faces(1)[0], 1.0)
+        os.chown(folder, 4321, 4322)
+
+        def problem() -> str:
+            with closing(Gallery(folder, MODEL, outlast=True)) as gallery:
+                assert gallery.is_empty == bool(gallery.problem)
+                return gallery.problem or ""
+
+        told = as_user(4321, problem)
+        assert "belongs to root, and its folder to user 4321" in told
+        with pytest.raises(InputError, match="belongs to root"):
+            as_user(4321, lambda: str(Gallery(folder, MODEL)))
+        (mend,) = re.findall("`sudo (chown .*)`", told)
+        subprocess.run(mend, shell=True, check=True)
+        assert as_user(4321, problem) == ""
+
+
+def as_user(uid: int, ask: Callable[[], str]) -> str:
+    """What a function gives in a process of that user's; what it raises of ours is raised here."""
+    ours, theirs = os.pipe()
+    if not (child := os.fork()):
+        told = "2it failed otherwise"
+        try:
+            os.setuid(uid)
+            told = f"0{ask()}"
+        except InputError as error:
+            told = f"1{error}"
+        finally:
+            os.write(theirs, told.encode())
+            os._exit(0)
+    os.close(theirs)
+    with os.fdopen(ours) as pipe:
+        told = pipe.read()
+    os.waitpid(child, 0)
+    if told[0] == "1":
+        raise InputError(told[1:])
+    assert told[0] == "0", told
+    return told[1:]
 
 
 class TestSealed:

@@ -108,8 +108,12 @@ def test_an_env_file_that_is_not_text_is_told(monkeypatch, tmp_path):
 
 
 def test_a_line_of_an_env_file_that_says_nothing_is_told(monkeypatch, tmp_path):
-    (tmp_path / ".env").write_text('EDGEFER_DEVICE=hall\nEDGEFER_MQTT__HOST="abc\n')
-    assert f"{tmp_path}/.env, line 2: no NAME=value, or a quote stays open" in refusal(monkeypatch)
+    (tmp_path / ".env").write_text('\nset -a\nEDGEFER_DEVICE=hall\n\n\nEDGEFER_MQTT__HOST="abc\n')
+    told = refusal(monkeypatch)
+    assert f"{tmp_path}/.env, line 6: no NAME=value, or a quote stays open" in told
+    assert told.startswith("1 problem"), "what is another program's is let be"
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
+    assert load_settings().mqtt.host == "localhost", "the service doesn't read it"
 
 
 @pytest.mark.parametrize("host", ["broker:1883", "[::1]", "mqtt://broker"])

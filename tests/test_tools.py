@@ -915,6 +915,7 @@ def test_what_tells_emotions_begins_with_what_knows_faces(monkeypatch, tmp_path)
     import embedding_network
     import emotion_networks
     import keras
+    import train_detector
     from former_network import go_on_from
 
     images = np.random.default_rng(0).uniform(0, 1, (2, 48, 48, 1)).astype(np.float32)
@@ -935,8 +936,9 @@ def test_what_tells_emotions_begins_with_what_knows_faces(monkeypatch, tmp_path)
         np.testing.assert_allclose(before, pooled, atol=1e-3)
     monkeypatch.setattr(embedding_network, "WIDTHS", (8, 8, 16, 24))
     embedding_network.network().save(tmp_path / "wider.keras")
-    with pytest.raises(InputError, match="another network than the one to train"):
-        go_on_from(tmp_path / "wider.keras", teacher, images)
+    for other, pictures in ((teacher, images), (train_detector.network(64, 64), np.zeros((2, 64, 64, 3), np.float32))):
+        with pytest.raises(InputError, match="another network than the one to train"):
+            go_on_from(tmp_path / "wider.keras", other, pictures)
 
 
 def test_a_deeper_network_begins_with_the_answers_of_the_shallower_one(monkeypatch, tmp_path):

@@ -88,7 +88,8 @@ def _take_over(path: Path, model: keras.Model) -> bool:
     whole = keras.models.load_model(path, compile=False)
     former, variables = whole.get_weights(), model.weights
     if whole.output_names != model.output_names:
-        return _take_body(former, variables[: -len(model.layers[-1].weights)])
+        last = len(model.layers[-1].weights)
+        return bool(last) and _take_body(former, variables[:-last])
     if len(former) < len(variables):
         variables = [variable for variable in variables if not _is_added(variable)]
     sizes = [variable.shape for variable in variables]

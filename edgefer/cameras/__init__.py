@@ -186,7 +186,7 @@ def _short_form(text: str) -> CameraUri:
         return CameraUri("v4l2", text, {}, text)
     path = expand_home(text).absolute()
     # Not path.exists() and is_dir(), which raise where a folder above may not be read.
-    if re.search(r"://|=|:.*@|^\w+:/", text, re.DOTALL) and not os.path.exists(path):  # noqa: PTH110
+    if re.search(r"://|=|:.*@|^(rtsps?|https?):/", text, re.DOTALL) and not os.path.exists(path):  # noqa: PTH110
         # It isn't shown: it may hold a password.
         raise UsageError(
             "the camera is no file, and an address without its scheme: write rtsp://user:password@host/path, or "

@@ -47,7 +47,7 @@ class Detector:
         placed = np.concatenate([boxes, landmarks.reshape(-1, 10)], 1)
         sound = (np.abs(placed) < FAR_OUT * max(picture.shape)).all(1)
         scores, boxes = scores[sound], boxes[sound]
-        kept = [i for i in suppress(scores, boxes, MAX_IOU) if scores[i] >= self.min_score][:MOST_FACES]
+        kept = suppress(scores, boxes, MAX_IOU)[:MOST_FACES]
         placed = averaged(kept, scores, boxes, placed[sound]) / scale
         height, width = image.shape[:2]
         sides = placed[:, :4].clip(0, (width, height, width, height)).tolist()
@@ -55,7 +55,7 @@ class Detector:
         found = []
         for score, (left, top, right, bottom), five in zip(scores[kept].tolist(), sides, points, strict=True):
             box = Box(left, top, right - left, bottom - top)
-            if box.width >= 1 and box.height >= 1 and box.side >= self._min_face_px:
+            if score >= self.min_score and box.width >= 1 and box.height >= 1 and box.side >= self._min_face_px:
                 found.append(Detection(box, score, cast("Landmarks", tuple((x, y) for x, y in five))))
         return found
 
