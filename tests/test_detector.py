@@ -20,7 +20,7 @@ from edgefer.tracker import Tracker
 from edgefer.vision.card import Metric, read_card
 from edgefer.vision.decoders import decode_centre, grid_cells
 from edgefer.vision.detector import MAX_IOU, Detector, averaged, suppress
-from edgefer.vision.model import Model, find_model
+from edgefer.vision.model import RUNTIME, Model, find_model
 from edgefer.vision.preprocess import PADDING, TEMPLATE, letterbox
 
 ROOT = Path(__file__).parent.parent
@@ -193,11 +193,12 @@ def test_the_shipped_detectors_reach_what_their_cards_say(tools, name):
     kept = {metric.metric: metric.value for metric in model.card.metrics if metric.precision == "int8"}
     measured = {metric.metric: metric.value for metric in evaluate_detector(model, DATA)}
     assert measured.keys() == kept.keys()
-    # tflite-runtime 2.14 rounds otherwise: a recall at a score is of a face more or less, and medians move by 3 %.
+    # A recall at a score is of a face more or less, the alignment's are medians. tflite-runtime 2.14 rounds otherwise.
+    within = 0.008 if RUNTIME.startswith("tflite-runtime") else 0.002
     steady = [metric for metric in measured if metric.startswith(("AP50", "landmark"))]
     assert len(steady) == 7
     for metric in steady:
-        assert measured[metric] == pytest.approx(kept[metric], abs=0.004), metric
+        assert measured[metric] == pytest.approx(kept[metric], abs=within), metric
 
 
 def test_a_plain_wall_holds_no_face(model):
