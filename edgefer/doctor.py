@@ -12,7 +12,7 @@ from edgefer.broker import check_broker
 from edgefer.cameras import EndOfStream, open_camera, parse_uri, uri_is_a_setting
 from edgefer.control import is_daemon_there
 from edgefer.errors import CameraError, EdgeferError, InputError
-from edgefer.gallery import FILE, open_gallery
+from edgefer.gallery import open_gallery
 from edgefer.gallery_file import UnreadableGalleryError, misowned
 from edgefer.health import machine_problems
 from edgefer.messages import ProblemCode
@@ -103,11 +103,10 @@ def _people(settings: Settings) -> str:
     try:
         with closing(open_gallery(settings, find_card(settings.identity.model))) as gallery:
             count = len(gallery.people())
-            wrong = misowned(gallery.path)  # root sees no difference
+            if wrong := misowned(gallery.path):  # root sees no difference
+                raise _RemarkError(f"{gallery.path}: {wrong}")
     except UnreadableGalleryError as error:  # the daemon outlasts it, and knows nobody meanwhile
         raise _RemarkError(str(error)) from error
-    if wrong:
-        raise _RemarkError(f"{settings.state_dir / FILE}: {wrong}")
     return f"{count} {'is' if count == 1 else 'are'} enrolled"
 
 

@@ -34,12 +34,12 @@ class Detector:
         self.min_score = model.card.thresholds.get("min_score", 0.5) if min_score is None else min_score
         self._min_face_px = min_face_px
         self._decode = decoder_of(model)
+        self._padding = PADDINGS.get(model.card.decoder, PADDING)
 
     def __call__(self, image: Image) -> list[Detection]:
         """The faces of a picture (BGR), best first, in pixels of the picture and inside it."""
         card = self.model.card
-        padding = PADDINGS.get(card.decoder, PADDING)
-        picture, scale = letterbox(image, card.input.width, card.input.height, padding)
+        picture, scale = letterbox(image, card.input.width, card.input.height, self._padding)
         with np.errstate(over="ignore", invalid="ignore"):
             # What is averaged with a face may score less than a face has to.
             scores, boxes, landmarks = self._decode(self.model(picture), LEAST_SHARE * self.min_score)
