@@ -20,6 +20,7 @@ import numpy as np
 from command_line import Parser, card_path, run
 from data import DATA
 from detector_scenes import Floats, Scene, open_people, open_photos, people_scene, photo_scene, sizes_of
+from evaluate_embedding import misalignment
 from measured import precision_of
 from numpy.typing import NDArray
 
@@ -28,7 +29,7 @@ from edgefer.messages import Detection, Landmarks
 from edgefer.vision.card import Metric, Precision, read_card
 from edgefer.vision.detector import Detector, ious
 from edgefer.vision.model import Model
-from edgefer.vision.preprocess import TEMPLATE_SIZE, align
+from edgefer.vision.preprocess import TEMPLATE_SIZE
 
 LOWEST_SCORE = 0.05
 """Detections from here up count towards the average precision; lower ones add next to nothing to it."""
@@ -177,15 +178,8 @@ def alignment_noise(placed: list[Placed]) -> dict[str, float]:
 
     1.48 times the median of what each is off by, which is the standard deviation of what has no outliers.
     """
-    turns, sizes, moves = [], [], []
-    middle = np.full(2, TEMPLATE_SIZE / 2)
-    for face in placed:
-        ours, theirs = (align(_five(points)) for points in (face.landmarks, face.truth))
-        linear = ours[:, :2] @ np.linalg.inv(theirs[:, :2])
-        turns.append(math.degrees(math.atan2(linear[1, 0], linear[0, 0])))
-        sizes.append(math.hypot(*linear[:, 0]) - 1)
-        moves += (linear @ (middle - theirs[:, 2]) + ours[:, 2] - middle).tolist()
-    named = {"turn, degrees": turns, "size, share": sizes, f"middle, px of {TEMPLATE_SIZE}": moves}
+    off = np.array([misalignment(_five(face.truth), _five(face.landmarks)) for face in placed])
+    named = {"turn, degrees": off[:, 0], "size, share": off[:, 1] - 1, f"middle, px of {TEMPLATE_SIZE}": off[:, 2:]}
     return {f"alignment off by, {name}": float(1.48 * np.median(np.abs(each))) for name, each in named.items()}
 
 
