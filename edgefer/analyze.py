@@ -54,7 +54,7 @@ def reader(settings: Settings, parts: ExitStack) -> Read:
     read_emotion: Callable[[Image, Detection], Emotion] = lambda *_: Emotion("off")  # noqa: E731
     if embed := vision.embedder:
         gallery = parts.enter_context(closing(open_gallery(settings, embed.model.card)))
-        rule = identity_rule(settings, embed.model.card)
+        rule = identity_rule(settings, embed.model.card, tracked=False)
 
         def identify(image: Image, face: Detection) -> Identity:
             return rule.decide(None if gallery.is_empty else gallery.match(embed(image, face)))

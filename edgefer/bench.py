@@ -321,7 +321,7 @@ def _pipeline(vision: Vision, gallery: Gallery | None, settings: Settings, meter
     origin = Origin(settings.device, "bench")
     identifier = watcher = None
     if vision.embedder and gallery:
-        rule = identity_rule(settings, vision.embedder.model.card)
+        rule = identity_rule(settings, vision.embedder.model.card, tracked=True)
         every_s = 0.0 if always else identify.EVERY_S
         identifier = meter.timed("identify", Identifier(vision.embedder, gallery, rule, every_s))
     if reader := vision.emotion:

@@ -97,7 +97,7 @@ def enroll(
     with closing(open_gallery(settings, card, create=True)) as gallery:
         templates = [template for _, template in used]
         added = gallery.add(name, templates, ignored=ignored)
-        threshold = identity_rule(settings, card).threshold
+        threshold = identity_rule(settings, card, tracked=True).threshold
         known = gallery.embeddings()
         ignoring = {person.name for person in gallery.people() if person.ignored}
     alike = _alike(known, ignoring, name, templates, threshold)
@@ -286,10 +286,10 @@ def _alike(
 ) -> Alike | None:
     """Who else is so near that they could be taken for one person, the nearest one; by the similarity of a match."""
     faces = np.stack([template.embedding for template in used])
-    mine, my_cost = compared(known.get(name, faces))
+    mine, my_cost = compared(known.get(name, faces), len(known))
     others = []
     for other, templates in known.items():
-        theirs, their_cost = compared(templates)
+        theirs, their_cost = compared(templates, len(known))
         near = float(max((faces @ theirs.T).max() - their_cost, (templates @ mine.T).max() - my_cost))
         if other != name and near >= threshold:
             others.append(Alike(other, near, other in ignoring))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import shlex
 import sqlite3
@@ -44,6 +45,10 @@ SPREAD_COST = 0.1
 """Strangers come nearer to somebody the more templates there are, and the more these differ. This much of their
 variance (0 for one template, 0.3 for three of CelebA) is taken off the cosine: at one threshold strangers are named
 about as seldom after people of one to five templates; of eight they would need 0.01 to 0.03 more (models/MODELS.md)."""
+CROWD, CROWD_COST = 50, 0.033
+"""Strangers come nearer to somebody the more people there are, too: by so much for each e times as many as CROWD, for
+the nearest strangers fall off exponentially with the similarity, by this length (models/MODELS.md). Fewer people get
+nothing for it: who comes to a small household is often related to it."""
 
 
 def _now() -> str:
@@ -157,7 +162,7 @@ class Gallery:
     def match(self, face: Embedding) -> Match | None:
         """Who is nearest to a face, by a template or by the mean of a person's; None when nobody is enrolled.
 
-        The similarity is that cosine less `spread_cost`.
+        The similarity is that cosine less `costs`.
         """
         if not self._names:
             return None
@@ -367,7 +372,7 @@ class Gallery:
         # What all looks at a person share tells more than any of them (models/MODELS.md has the figures).
         sums = np.add.reduceat(templates, self._starts) if rows else templates
         self._compared = np.concatenate([templates, units(sums)])
-        self._costs = spread_cost(sums, np.array(list(counts.values())))
+        self._costs = costs(sums, np.array(list(counts.values())), len(counts))
         self._templates = self._compared[: len(rows)]
 
     def _rows(self) -> dict[str, set[tuple[int, bytes]]]:
@@ -431,16 +436,19 @@ class Gallery:
 _INSERT = "INSERT INTO template (person, model, embedding, quality, enrolled, picture) VALUES (?, ?, ?, ?, ?, ?)"
 
 
-def spread_cost(sums: NDArray[np.float32], counts: NDArray[np.intp]) -> NDArray[np.float32]:
-    """What is taken off cosines to people, n, by the sum of each one's templates, n x size, and how many they are."""
+def costs(sums: NDArray[np.float32], counts: NDArray[np.intp], people: int) -> NDArray[np.float32]:
+    """What is taken off cosines to somebody, so that strangers are named as seldom after many templates and people.
+
+    By the sum of each one's templates, n x size, how many these are, and how many people the gallery has.
+    """
     variances: NDArray[np.float32] = 1 - np.square(sums).sum(-1) / np.square(counts).astype(np.float32)
-    return SPREAD_COST * variances
+    return SPREAD_COST * variances + np.float32(CROWD_COST * math.log(max(people, CROWD) / CROWD))
 
 
-def compared(templates: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
-    """What a face is compared with for one person, n x size: templates and their mean; and their `spread_cost`."""
+def compared(templates: NDArray[np.float32], people: int) -> tuple[NDArray[np.float32], float]:
+    """What a face is compared with for one of so many people, n x size: templates and their mean; and the `costs`."""
     total = templates.sum(0, keepdims=True)
-    return np.concatenate([templates, units(total)]), float(spread_cost(total, np.array([len(templates)]))[0])
+    return np.concatenate([templates, units(total)]), float(costs(total, np.array([len(templates)]), people)[0])
 
 
 def open_gallery(settings: Settings, card: ModelCard, *, create: bool = False, outlast: bool = False) -> Gallery:

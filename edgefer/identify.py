@@ -62,8 +62,8 @@ class IdentityRule:
         return IdentityRule(self.threshold - HYSTERESIS, self.margin - HYSTERESIS)
 
 
-def identity_rule(settings: Settings, card: ModelCard) -> IdentityRule:
-    """The rule of the model's card, with the setting's threshold where one is set."""
+def identity_rule(settings: Settings, card: ModelCard, *, tracked: bool) -> IdentityRule:
+    """The rule of the model's card, for a track or for one picture; with the setting's threshold where one is set."""
     chosen = settings.identity.threshold
     if chosen is None and "match" not in card.thresholds:
         log.warning(
@@ -72,8 +72,9 @@ def identity_rule(settings: Settings, card: ModelCard) -> IdentityRule:
             card.name,
             UNTOLD,
         )
-    threshold = card.thresholds.get("match", UNTOLD) if chosen is None else chosen
-    return IdentityRule(threshold, card.thresholds.get("margin", 0.05))
+    told = card.thresholds.get("match", UNTOLD)
+    told = card.thresholds.get("track", told) if tracked else told
+    return IdentityRule(told if chosen is None else chosen, card.thresholds.get("margin", 0.05))
 
 
 class Identifier:

@@ -149,7 +149,7 @@ def check(settings: Settings, options: argparse.Namespace) -> int:
     """How well people are told apart, from each other and from strangers."""
     card = find_card(settings.identity.model)
     with _gallery(settings) as gallery:
-        found = separation(gallery, identity_rule(settings, card).threshold)
+        found = separation(gallery, identity_rule(settings, card, tracked=True).threshold)
     if options.json:
         print(json.dumps({**dataclasses.asdict(found), "separating": found.separating}, ensure_ascii=False))
     else:

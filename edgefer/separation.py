@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgefer.gallery import BINS, Gallery, spread_cost
+from edgefer.gallery import BINS, Gallery, costs
 from edgefer.vision.embedder import units
 
 _ROWS = 256
@@ -86,7 +86,7 @@ def _compare(names: list[str], faces: list[NDArray[np.float32]]) -> tuple[Pair |
     templates, owners = np.concatenate(faces), np.repeat(np.arange(len(names)), counts)
     starts = np.cumsum([0, *counts])[:-1]
     sums = np.add.reduceat(templates, starts)
-    means, costs = units(sums), spread_cost(sums, counts)
+    means, taken_off = units(sums), costs(sums, counts, len(names))
     for first in range(0, len(templates), _ROWS):
         owner = owners[first : first + _ROWS]
         rows = np.arange(len(owner))
@@ -96,9 +96,9 @@ def _compare(names: list[str], faces: list[NDArray[np.float32]]) -> tuple[Pair |
         best = np.maximum.reduceat(cosines, starts, axis=1)
         rest = sums[owner] - block
         own = np.maximum(best[rows, owner], (block * units(rest)).sum(1))
-        own -= spread_cost(rest, np.maximum(counts[owner] - 1, 1))
+        own -= costs(rest, np.maximum(counts[owner] - 1, 1), len(names))
         own[best[rows, owner] == -np.inf] = np.inf  # the only face of a person
-        best = np.maximum(best, block @ means.T) - costs
+        best = np.maximum(best, block @ means.T) - taken_off
         best[rows, owner] = -np.inf
         row = int(own.argmin())
         if np.isfinite(own[row]) and (widest is None or own[row] < widest.similarity):

@@ -111,7 +111,7 @@ def _identifier(
         return None
     card = vision.embedder.model.card
     gallery = parts.enter_context(closing(open_gallery(settings, card, outlast=True)))
-    embed, rule = stopwatch.timed("embed", vision.embedder), identity_rule(settings, card)
+    embed, rule = stopwatch.timed("embed", vision.embedder), identity_rule(settings, card, tracked=True)
     identifier = Identifier(embed, gallery, rule, forget=forget)
     return parts.enter_context(closing(identifier))
 

@@ -188,7 +188,8 @@ class IdentitySettings(Group):
     model: Annotated[str, Field(min_length=1)] = "identity-112"
     """A shipped model's name, or a path to a .tflite with its card."""
     threshold: Score | None = None
-    """The similarity from which a face is somebody known; the card's threshold when not set. Higher is stricter."""
+    """The similarity from which a face is somebody known; the card's thresholds, of tracks and of single pictures, when
+    not set. Higher is stricter."""
 
 
 class EmotionSettings(Group):

@@ -313,13 +313,22 @@ class TestSchedule:
         assert self.due(plan, 1.0, face("a", 0.9)) == []
 
 
+def test_tracks_and_pictures_have_thresholds_of_their_own(monkeypatch):
+    card = replace(find_card("identity-112"), thresholds={"match": 0.4, "track": 0.6, "margin": 0.1})
+    assert identity_rule(Settings(), card, tracked=False) == IdentityRule(0.4, 0.1)
+    assert identity_rule(Settings(), card, tracked=True) == IdentityRule(0.6, 0.1)
+    alone = replace(card, thresholds={"match": 0.4})
+    assert identity_rule(Settings(), alone, tracked=True) == IdentityRule(0.4, 0.05)
+    monkeypatch.setenv("EDGEFER_IDENTITY__THRESHOLD", "0.7")
+    assert {identity_rule(Settings(), card, tracked=tracked).threshold for tracked in (False, True)} == {0.7}
+
+
 def test_a_card_without_a_threshold_is_told(monkeypatch, caplog):
     card = find_card("identity-112")
-    assert identity_rule(Settings(), card) == IdentityRule(card.thresholds["match"], card.thresholds["margin"])
     bare = replace(card, thresholds={})
     monkeypatch.setenv("EDGEFER_IDENTITY__THRESHOLD", "0.7")
-    assert identity_rule(Settings(), bare).threshold == 0.7
+    assert identity_rule(Settings(), bare, tracked=True).threshold == 0.7
     assert not caplog.messages
     monkeypatch.delenv("EDGEFER_IDENTITY__THRESHOLD")
-    assert identity_rule(Settings(), bare).threshold == 0.5
+    assert identity_rule(Settings(), bare, tracked=True).threshold == 0.5
     assert "the card of identity-112 has no threshold: 0.5 is taken" in caplog.text

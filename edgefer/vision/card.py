@@ -92,7 +92,7 @@ _adapter = TypeAdapter(ModelCard)
 _needs: dict[Task, tuple[str, ...]] = {"detector": (), "embedding": ("crop",), "emotion": ("crop", "labels")}
 _thresholds: dict[Task, set[str]] = {
     "detector": {"min_score"},
-    "embedding": {"match", "margin"},
+    "embedding": {"match", "track", "margin"},
     "emotion": {"min_confidence"},
 }
 _decoders: dict[Task, tuple[Decoder, ...]] = {
