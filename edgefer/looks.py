@@ -11,7 +11,7 @@ from edgefer.errors import InputError
 from edgefer.gallery import Template
 from edgefer.messages import Detection, Image, Quality
 from edgefer.vision.embedder import Embedding
-from edgefer.vision.quality import rate, tilt
+from edgefer.vision.quality import inside, rate, tilt
 
 MIN_FACE_PX = 48
 """A smaller face is enlarged more than twice for the embedding, and looks like anybody."""
@@ -19,6 +19,8 @@ MIN_SHARPNESS = 0.45
 """docs/identity.md tells what less costs."""
 MIN_FRONTAL = 0.3
 """Turned further, one eye begins to hide."""
+MIN_INSIDE = 0.8
+"""Faces that are cut off at the same side look alike. docs/identity.md has the figures."""
 MAX_TILT = 20.0
 """Degrees. Our detectors' points stay behind a head that leans: they say 18 of a true 30, where the cosine to the same
 face upright is 0.74."""
@@ -67,9 +69,12 @@ def only_good_face(image: Image, faces: Sequence[Detection]) -> tuple[Detection,
         raise InputError(f"the face is {quality.face_px} px large; at least {MIN_FACE_PX} are needed")
     if quality.sharpness < MIN_SHARPNESS:
         raise InputError(f"the face is blurred (sharpness {quality.sharpness:.2f}, at least {MIN_SHARPNESS} is needed)")
+    points = faces[0].landmarks
+    if points is not None and (left := inside(image, points)) < MIN_INSIDE:
+        raise InputError(f"the picture's edge cuts the face off ({left:.0%} of it left, {MIN_INSIDE:.0%} are needed)")
     if quality.frontal is not None and quality.frontal < MIN_FRONTAL:
         raise InputError(f"the face is turned away (frontal {quality.frontal:.2f}, at least {MIN_FRONTAL} is needed)")
-    if (points := faces[0].landmarks) is not None and tilt(points) > MAX_TILT:
+    if points is not None and tilt(points) > MAX_TILT:
         raise InputError(f"the head is tilted (by {tilt(points):.0f} degrees, {MAX_TILT:.0f} are too many)")
     return faces[0], quality
 

@@ -163,7 +163,10 @@ class Emotion:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """How well the face can be seen: its side in pixels, how sharp and how frontal it is (0..1, null if not known)."""
+    """How well the face can be seen: its side in pixels, how sharp and how frontal it is (0..1, null if not known).
+
+    A face that the picture's edge cuts off counts as less frontal by the share that is lost.
+    """
 
     face_px: Count
     sharpness: Share

@@ -36,6 +36,7 @@ from edgefer.settings import load_settings
 from edgefer.store import Store
 from edgefer.vision.card import Crop
 from edgefer.vision.model import find_card
+from edgefer.vision.quality import rate
 
 try:
     GRACE = sample.picture_path(sample.GRACE)
@@ -120,6 +121,19 @@ def test_a_profile_is_refused():
         face = Detection(Box(50, 50, 100, 100), 0.6, (*eyes, (nose, 100), *mouth))
         with pytest.raises(InputError, match="the face is turned away") if refused else nullcontext():
             only_good_face(image, [face])
+
+
+def test_a_face_that_the_edge_cuts_off_is_refused():
+    image = np.random.default_rng(1).integers(0, 256, (200, 200, 3), np.uint8)
+    face = Detection(Box(50, 50, 100, 100), 0.6, ((80, 80), (120, 80), (100, 100), (85, 120), (115, 120)))
+    assert only_good_face(image, [face])[0] is face
+    for rows, columns in ((slice(70, 200), ...), (slice(115), ...), (..., slice(95, 200)), (..., slice(105))):
+        cut = image[rows] if columns is ... else image[:, columns]
+        down, right = (0 if of is ... else of.start or 0 for of in (rows, columns))
+        seen = replace(face, landmarks=tuple((x - right, y - down) for x, y in face.landmarks))
+        with pytest.raises(InputError, match="the picture's edge cuts the face off"):
+            only_good_face(cut, [seen])
+        assert rate(cut, seen).frontal < rate(image, face).frontal
 
 
 @needs_pictures

@@ -59,7 +59,7 @@ def letterbox(image: Image, width: int, height: int, padding: int = PADDING) -> 
 
 
 def crop_face(image: Image, face: Detection, crop: Crop, width: int, height: int) -> Image:
-    """The face as its model wants it: width x height pixels, what lies outside the picture black."""
+    """The face as its model wants it: width x height pixels; outside the picture its edge goes on, as in training."""
     return warp(image, crop_matrix(face, crop, width, height), width, height)
 
 
@@ -99,7 +99,8 @@ def warp(image: Image, matrix: Matrix, width: int, height: int) -> Image:
     # Pixel centres lie at .5: shift to corners, scale, shift back, or the crop moves by half a pixel a factor.
     centred = matrix * factor
     centred[:, 2] += centred[:, :2].sum(1) * 0.5 - 0.5
-    large = cv2.warpAffine(image, centred, (width * factor, height * factor), flags=cv2.INTER_LINEAR)
+    size, bilinear = (width * factor, height * factor), cv2.INTER_LINEAR
+    large = cv2.warpAffine(image, centred, size, flags=bilinear, borderMode=cv2.BORDER_REPLICATE)
     return large if factor == 1 else cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgefer.messages import Detection, Face, Frame, Image, Landmarks, Quality, Track
 from edgefer.vision.card import Crop
-from edgefer.vision.preprocess import crop_face
+from edgefer.vision.preprocess import TEMPLATE_SIZE, align, crop_face
 
 _SIZE = 80
 _CROP = Crop("box", 0.8)
@@ -21,6 +21,10 @@ _NOISE = 1.0
 _HALF_SHARP = 0.0096
 """Detail, in shares of contrast, at which sharpness is 0.5. A little more blur, and a face begins to lose who it is:
 docs/identity.md has the figures."""
+_ACROSS = np.arange(TEMPLATE_SIZE / 4, TEMPLATE_SIZE * 3 / 4, 4)
+_DOWN = np.arange(0.0, TEMPLATE_SIZE, 4)
+_MIDDLE = np.array([(x, y, 1) for x in _ACROSS for y in _DOWN]).T
+"""Points of an aligned face's middle half, from the forehead to the chin."""
 
 
 class QualityRater:
@@ -43,8 +47,16 @@ def rate(image: Image, face: Detection) -> Quality:
     _, detail = cv2.meanStdDev(cv2.Laplacian(smooth, cv2.CV_32F))
     _, contrast = cv2.meanStdDev(smooth)
     share = float(detail[0, 0]) ** 2 / (float(contrast[0, 0]) ** 2 + 1.0)  # a gray level: no contrast, no face
-    frontal = None if face.landmarks is None else frontality(face.landmarks)
+    points = face.landmarks
+    frontal = None if points is None else frontality(points) * inside(image, points)
     return Quality(round(face.box.side), share / (share + _HALF_SHARP), frontal)
+
+
+def inside(image: Image, landmarks: Landmarks) -> float:
+    """The share of a face's middle, from forehead to chin, that the picture's edges leave."""
+    x, y = cv2.invertAffineTransform(align(landmarks)) @ _MIDDLE
+    height, width = image.shape[:2]
+    return float(((x >= 0) & (x < width) & (y >= 0) & (y < height)).mean())
 
 
 def tilt(landmarks: Landmarks) -> float:
