@@ -26,6 +26,7 @@ from edgefer.messages import Image
 from edgefer.pictures import decode, left_out, list_pictures, read_picture
 from edgefer.settings import Settings
 from edgefer.vision import Vision, load_vision
+from edgefer.vision.embedder import units
 from edgefer.vision.model import find_card
 
 FRAME_S = 10.0
@@ -270,9 +271,16 @@ def _summary(refused: Sequence[Look]) -> str:
 
 
 def _unlike(faces: NDArray[np.float32], used: Sequence[tuple[str, Template]], threshold: float) -> list[str]:
-    """The looks that the mean of the person's other faces (n x size) isn't like."""
+    """The looks that the mean of the person's other faces (n x size) isn't like; all, if theirs isn't like the former.
+
+    Several pictures of somebody else would else make a mean of their own.
+    """
     if len(faces) < 3:  # which of two is the wrong one?
         return []
+    new = np.stack([face.embedding for _, face in used])
+    former = faces[~(faces[:, None] == new).all(-1).any(1)]
+    if len(former) and units(new.sum(0)) @ units(former.sum(0)) < threshold:
+        return [source for source, _ in used]
     others = [(source, face.embedding, faces.sum(0) - face.embedding) for source, face in used]
     return [source for source, face, other in others if face @ other < threshold * np.linalg.norm(other)]
 

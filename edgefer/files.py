@@ -35,7 +35,7 @@ def write_private(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-    except OSError:
+    except BaseException:  # Ctrl-C as well
         aside.unlink(missing_ok=True)
         raise
 

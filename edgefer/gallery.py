@@ -277,7 +277,7 @@ class Gallery:
             if database.execute("DELETE FROM person WHERE name = ?", (name,)).rowcount:
                 self._forget_strangers(database)
         self._load()
-        self._file.leave_no_trace(f"{name} is removed", _removal(name))
+        self._file.leave_no_trace(f"{name} is removed", removal(name))
         return int(removed)
 
     def rename(self, name: str, to: str) -> None:
@@ -290,7 +290,7 @@ class Gallery:
                 raise UsageError(f"{to} is enrolled too: {way_out}")
             database.execute("UPDATE person SET name = ? WHERE name = ?", (to, name))
         self._load()
-        self._file.leave_no_trace(f"{name} is {to} now", _removal(name))
+        self._file.leave_no_trace(f"{name} is {to} now", removal(name))
 
     def merge(self, name: str, into: str) -> None:
         """Make one person of two, who has the second one's name; UsageError when either isn't enrolled.
@@ -311,7 +311,7 @@ class Gallery:
             )
             database.execute("DELETE FROM person WHERE name = ?", (name,))
         self._load()
-        self._file.leave_no_trace(f"{name} is {into} now", _removal(name))
+        self._file.leave_no_trace(f"{name} is {into} now", removal(name))
 
     def outdated_pictures(self) -> list[tuple[int, str, bytes]]:
         """Templates of other models whose picture was kept: number, person, JPEG."""
@@ -485,7 +485,7 @@ def check_name(name: str) -> str:
     return name
 
 
-def _removal(name: str) -> str:
+def removal(name: str) -> str:
     """What is typed to remove somebody."""
     return f"remove {'-- ' * name.startswith('-')}{shlex.quote(name)}"
 

@@ -8,6 +8,7 @@ import logging
 import os
 import shlex
 import sqlite3
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -161,11 +162,12 @@ class GalleryFile:
         """Bring what was deleted out of the file and its write-ahead log.
 
         secure_delete overwrites it where it was, but not where SQLite had moved it from as its neighbours grew: so the
-        file is written anew.
+        file is written anew. The first checkpoint brings what was overwritten to the disk before the file gets shorter.
         TracesLeftError where that can't be: what was `done` nonetheless, and the arguments of the `edgefer people`
         that tries `again`.
         """
         try:
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._database.execute("VACUUM")
             (busy, _, _) = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except _ERRORS as error:
@@ -388,17 +390,32 @@ def _set_aside(path: Path) -> Path:
 
 def _make_private(path: Path) -> None:
     """Make the file where it isn't there; for its owner only, who is the folder's where root is at work."""
-    path.touch(mode=0o600)
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     _close_to_others(path)
     if os.geteuid() == 0:  # the service's user, perhaps; SQLite gives what it puts beside the file the same owner
-        os.chown(path, path.parent.stat().st_uid, path.parent.stat().st_gid)
+        with _unfollowed(path) as itself:
+            os.chown(itself, path.parent.stat().st_uid, path.parent.stat().st_gid)
 
 
 def _close_to_others(path: Path) -> None:
     for part in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
-        with suppress(FileNotFoundError):
-            if part.stat().st_mode & 0o077:
-                part.chmod(0o600)
+        with suppress(FileNotFoundError), _unfollowed(part) as itself:
+            if itself.stat().st_mode & 0o077:
+                itself.chmod(0o600)
+
+
+@contextmanager
+def _unfollowed(path: Path) -> Iterator[Path]:
+    """A way to the file itself. InputError where it is a link: what that leads to isn't ours, whatever root may do."""
+    # Closing any other descriptor of the file would give up SQLite's locks on it.
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if stat.S_ISLNK(os.fstat(descriptor).st_mode):
+            raise InputError(f"{path} is a link; EDGEFER_STATE_DIR says in which folder the file itself is to be")
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

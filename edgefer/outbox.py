@@ -300,6 +300,11 @@ def forget(settings: Settings, name: str) -> int:
     return _store(settings).forget(name)
 
 
+def are_waiting(settings: Settings) -> bool:
+    """Whether events lie in the state folder, of whomever."""
+    return _store(settings).exists
+
+
 def _log_forgotten(count: int) -> None:
     if count:
         log.info("%d waiting event(s) of somebody who was forgotten are dropped", count)

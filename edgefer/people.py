@@ -11,21 +11,21 @@ from contextlib import closing
 
 from edgefer.broker import clear_retained, read_retained
 from edgefer.control import is_daemon_there
-from edgefer.enroll import relearn
+from edgefer.enroll import UNLIKE, relearn
 from edgefer.errors import BrokerError, InputError, UsageError
 from edgefer.exchange import export_people, read_people
 from edgefer.files import read_bounded, write_private
-from edgefer.gallery import FILE, Gallery, check_name, open_gallery, tidy_name
+from edgefer.gallery import FILE, Gallery, check_name, open_gallery, removal, tidy_name
 from edgefer.gallery_file import TracesLeftError, kept_aside
 from edgefer.identify import identity_rule
-from edgefer.outbox import forget
+from edgefer.outbox import are_waiting, forget
 from edgefer.separation import Separation, separation
 from edgefer.settings import Settings
 from edgefer.vision import load_embedder
 from edgefer.vision.model import find_card
 
-MAX_IMPORT_BYTES = 256 * 2**20
-"""Ten thousand people of five templates of 256 values."""
+MAX_IMPORT_BYTES = 400 * 2**20
+"""Ten thousand people of five templates of 512 values."""
 
 
 def list_people(settings: Settings, options: argparse.Namespace) -> int:
@@ -77,7 +77,9 @@ def remove(settings: Settings, options: argparse.Namespace) -> int:
     elif is_cleared:
         print(f"{name}: the presence that the broker retained is cleared")
     elif not problems:
-        raise UsageError(f"nobody named {name!r} is enrolled; `edgefer people list` shows who is")
+        raise UsageError(
+            f"nobody named {name!r} is enrolled, and nothing of them is left; `edgefer people list` shows who is"
+        )
     if problems:
         raise InputError("\n".join(problems))
     return 0
@@ -88,7 +90,7 @@ def rename(settings: Settings, options: argparse.Namespace) -> int:
     name, to = tidy_name(options.name), check_name(options.to)
     with _gallery(settings) as gallery:
         gallery.rename(name, to)
-    print(f"{name} is {to} now")
+    _tell_renamed(settings, name, to)
     return 0
 
 
@@ -97,14 +99,25 @@ def merge(settings: Settings, options: argparse.Namespace) -> int:
     name, into = tidy_name(options.name), tidy_name(options.into)
     with _gallery(settings) as gallery:
         gallery.merge(name, into)
-    print(f"{name} is {into} now")
+    _tell_renamed(settings, name, into)
     return 0
+
+
+def _tell_renamed(settings: Settings, name: str, to: str) -> None:
+    print(f"{name} is {to} now")
+    if are_waiting(settings):
+        advice = f"`edgefer people {removal(name)}` drops them"
+        print(f"edgefer: events that wait for the broker may still name {name}: {advice}", file=sys.stderr)
 
 
 def export(settings: Settings, options: argparse.Namespace) -> int:
     """Write everybody's faces as JSON, unsealed: personal data."""
     with _gallery(settings) as gallery:
-        text = export_people(gallery)
+        text, people = export_people(gallery), gallery.people()
+    if others := sum(person.other_models for person in people):
+        print(f"edgefer: left out: {others} face(s) of another model than the one in use", file=sys.stderr)
+    if pictures := sum(person.pictures for person in people):
+        print(f"edgefer: left out: {pictures} picture(s) that were kept", file=sys.stderr)
     if options.file is None:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8")  # as `import` reads it, whatever the terminal's
@@ -132,6 +145,7 @@ def import_(settings: Settings, options: argparse.Namespace) -> int:
     with closing(open_gallery(settings, embedder.model.card, create=True)) as gallery:
         for name, added in gallery.add_people(newcomers).items():
             print(f"{name}: {added} face(s) added")
+    print("`edgefer people check` tells who looks like somebody else, or is there under two names", file=sys.stderr)
     return 0
 
 
@@ -176,6 +190,10 @@ def _verdict(found: Separation) -> list[str]:
     ]
     if closest and closest.similarity >= found.threshold:
         lines.append("somebody is over the threshold to somebody else: merge who is one person, or remove the ignored")
+    if widest and widest.similarity < UNLIKE * found.threshold:
+        lines.append(
+            f"a face of {widest.name} is hardly like the others: somebody else's? Remove and enrol again if so"
+        )
     if nearest is not None and nearest > found.threshold:
         lines.append("a stranger came over the threshold in use: set a higher EDGEFER_IDENTITY__THRESHOLD")
     if found.others is None or widest is None:

@@ -144,7 +144,12 @@ class Store:
             events = [(row_id, self._event(payload)) for row_id, payload in rows]
             theirs = [row_id for row_id, event in events if event is not None and event.identity.name == name]
             self._change(database, [], theirs)
-            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            (busy, _, _) = database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if busy:
+                raise StoreError(
+                    f"{len(theirs)} waiting event(s) are deleted, but traces of them stay in {self.path} and its -wal, "
+                    "which another program reads (a backup?): once it has ended, try again"
+                )
             return len(theirs)
 
     def close(self) -> None:

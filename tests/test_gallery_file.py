@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -324,6 +324,39 @@ print([person.name for person in gallery.people()].count("Person 7"))
         with closing(Gallery(tmp_path, MODEL)) as gallery:
             assert gallery.remove("Person 7") == 0
         assert not re.search(rb"Person 7(?!\d)", contents(tmp_path))
+
+
+def test_who_is_removed_is_overwritten_before_the_file_gets_shorter(tmp_path):
+    fill(tmp_path, 400)
+    secret = faces(1, seed=9)[0].tobytes()[:16]
+    with closing(Gallery(tmp_path, MODEL)) as gallery:
+        gallery.add("Ada", [Template(face, 1.0) for face in faces(50, seed=9)])
+        gallery._file._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        assert secret in (tmp_path / FILE).read_bytes()
+        stored, size = [], (tmp_path / FILE).stat().st_size
+
+        def before(statement):
+            if statement == "VACUUM":
+                stored.append((tmp_path / FILE).read_bytes())
+
+        gallery._file._database.set_trace_callback(before)
+        gallery.remove("Ada")
+        (content,) = stored
+        assert len(content) == size > (tmp_path / FILE).stat().st_size
+        assert secret not in content
+
+
+@pytest.mark.parametrize("part", ["", "-wal"])
+def test_what_a_link_leads_to_is_left_alone(tmp_path, part):
+    (tmp_path / "state").mkdir()
+    (victim := tmp_path / "victim").write_text("not ours")
+    victim.chmod(0o644)
+    (tmp_path / "state" / f"{FILE}{part}").symlink_to(victim)
+    with pytest.raises(InputError, match=f"{FILE}{part} is a link; EDGEFER_STATE_DIR says"):
+        Gallery(tmp_path / "state", MODEL, create=True)
+    with suppress(InputError):
+        Gallery(tmp_path / "state", MODEL).close()
+    assert (victim.read_text(), stat.S_IMODE(victim.stat().st_mode)) == ("not ours", 0o644)
 
 
 def test_who_is_removed_leaves_no_trace(tmp_path):

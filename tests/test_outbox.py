@@ -531,6 +531,22 @@ def test_who_forgets_is_told_that_a_file_in_use_keeps_its_events(folder, open_ou
             forget(settings(folder), "Ada")
 
 
+def test_traces_of_events_that_another_program_keeps_are_told(folder, monkeypatch):
+    monkeypatch.setattr(store_module, "BUSY_S", 0.1)
+    payload = to_json(face_event(1, identity=Identity("known", "Ada", 0.71, 0.29)))
+    with contextlib.closing(Store(folder)) as store:
+        store.write([(payload, time.monotonic())], [])
+        with contextlib.closing(sqlite3.connect(folder / FILE)) as backup:
+            backup.execute("BEGIN")
+            assert backup.execute("SELECT count(*) FROM event").fetchone() == (1,)
+            with pytest.raises(
+                StoreError, match=r"1 waiting event\(s\) are deleted, but traces .* another program reads"
+            ):
+                forget(settings(folder), "Ada")
+        assert forget(settings(folder), "Ada") == 0
+        assert b"Ada" not in b"".join(path.read_bytes() for path in folder.iterdir())
+
+
 def test_who_is_forgotten_while_the_file_was_shut_leaves_memory_too(folder):
     full = "CREATE TRIGGER full BEFORE INSERT ON event BEGIN SELECT RAISE(ABORT, 'disk is full'); END"
     payload = to_json(face_event(1, identity=Identity("known", "Ada", 0.71, 0.29)))

@@ -35,6 +35,7 @@ from edgefer.outbox import Outbox
 from edgefer.settings import load_settings
 from edgefer.store import Store
 from edgefer.vision.card import Crop
+from edgefer.vision.embedder import units
 from edgefer.vision.model import find_card
 from edgefer.vision.quality import rate
 
@@ -174,6 +175,18 @@ class TestEnroll:
         cv2.imwrite(str(other := tmp_path / "other.png"), portrait(sample.COLLINS))
         code, _, told = edgefer("enroll", "Grace", "--images", other)
         assert (code, told.split(": not like")[0]) == (0, f"edgefer: {other}")
+
+    def test_several_pictures_of_somebody_else_are_noticed_all(self):
+        axes = np.eye(128, dtype=np.float32)
+        ada, eve = ([units(axes[who] + 0.4 * axes[n]) for n in (10, 11, 12, 13)] for who in (0, 1))
+
+        def told(faces: list[np.ndarray]) -> list[str]:
+            looks = [Look(str(n), template=Template(face, 1.0)) for n, face in enumerate(faces)]
+            return enroll(load_settings(), "Ada", looks).unlike
+
+        assert told(ada[:2]) == []
+        assert told(ada[2:]) == []
+        assert told(eve) == ["0", "1", "2", "3"], "though each is like the mean of all by now"
 
     def test_the_same_person_under_two_names_is_noticed(self, edgefer):
         assert edgefer("enroll", "Grace", "--images", GRACE)[2] == ""
@@ -405,8 +418,26 @@ class TestPeople:
         assert edgefer("people", "merge", "Countess", "Grace")[:2] == (0, "Countess is Grace now\n")
         assert enrolled() == {"Grace": 5, "poster": 1}
         assert edgefer("people", "remove", "Grace")[:2] == (0, "Grace: 5 face(s) removed\n")
+        assert "nothing of them is left" in edgefer("people", "remove", "Grace")[2]
         code, _, errors = edgefer("people", "merge", "Grace", "poster")
         assert (code, "nobody named 'Grace'" in errors) == (64, True)
+
+    def test_events_that_wait_with_a_former_name_are_told(self, edgefer, state):
+        assert edgefer("people", "rename", "Ada", "Countess")[2] == ""
+        with closing(Store(state)) as store:
+            store.write([(b"{}", time.monotonic())], [])
+            told = edgefer("people", "rename", "Countess", "Lady Ada")[2]
+        assert told.endswith("may still name Countess: `edgefer people remove Countess` drops them\n")
+
+    def test_an_export_tells_what_it_leaves_out(self, edgefer, state, tmp_path):
+        assert edgefer("people", "export", tmp_path / "people.json")[2] == ""
+        with closing(Gallery(state, "another model")) as other:
+            other.add("Ada", [Template(face, 1.0, picture=b"kept") for face in faces(2)])
+        told = edgefer("people", "export", tmp_path / "people.json")[2]
+        assert told.splitlines()[-2:] == [
+            "edgefer: left out: 2 face(s) of another model than the one in use",
+            "edgefer: left out: 2 picture(s) that were kept",
+        ]
 
     def test_export_and_import_round_trip_to_the_last_bit(self, edgefer, tmp_path, monkeypatch):
         assert edgefer("people", "export", "people.json")[0] == 0
