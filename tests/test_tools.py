@@ -110,6 +110,27 @@ class Mine(keras.layers.Layer):
     def call(self, x):
         return x[:, 0, 0]
 keras.Sequential([keras.Input((24, 24, 1)), Mine(name="mine_1")]).save(f"{folder}/custom.keras")
+class Own(keras.Model):
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.mean = keras.layers.GlobalAveragePooling2D()
+    def call(self, x):
+        return self.mean(x)
+own = Own()
+own(np.zeros((1, 24, 24, 1), np.float32))
+own.save(f"{folder}/subclassed.keras")
+image = keras.Input((24, 24, 1))
+rows = keras.layers.LSTM(4)(keras.layers.Reshape((24, 24))(image))
+keras.Model(image, keras.layers.Dense(3, activation="softmax")(rows)).save(f"{folder}/recurrent.keras")
+first = keras.Input((1, 24, 24))
+keras.Model(first, keras.layers.Dense(3)(keras.layers.Flatten()(first))).save(f"{folder}/channels_first.keras")
+eight = tf.Module()
+eight.weights = tf.Variable(np.linspace(-1, 1, 576 * 3).reshape(576, 3), dtype=tf.float32)
+shape = tf.TensorSpec((8, 24, 24, 1), tf.float32)
+served = tf.function(lambda x: {"scores": tf.nn.softmax(tf.reshape(x, (8, 576)) @ eight.weights)}, [shape])
+tf.saved_model.save(eight, f"{folder}/batch_of_8", {"serving_default": served.get_concrete_function()})
+whole = keras.Input((24, 24, 1), dtype="uint8")
+keras.Model(whole, plain(keras)(keras.layers.Rescaling(1 / 255)(whole))).save(f"{folder}/whole_numbers.keras")
 tf_keras.utils.set_random_seed(1)
 model = separable(tf_keras)
 model.compile("adam", lambda truth, guess: guess[:, 0])  # a loss that no file carries
@@ -375,11 +396,16 @@ def test_a_normalisation_of_another_axis_tells_nothing_of_the_range(tmp_path):
         (["tiny.keras", "--calibrate", "pictures.npy", "--range", "1", "1"], 64, "--range 1 1"),
         (["tiny.keras", "--calibrate", "pictures.npy", "--precision", "float16", "--io", "uint8"], 64, "--io"),
         (["tiny.keras", "--calibrate", "pictures.npy", "--task", "embedding", "--labels", "a,b"], 64, "has none"),
-        (["tiny.keras", "--calibrate", "pictures.npy", "--labels", "a,b,c", "--decoder", "yunet"], 66, "doesn't fit"),
+        (["tiny.keras", "--calibrate", "pictures.npy", "--labels", "a,b,c", "--decoder", "yunet"], 64, "has softmax"),
         (["tiny.keras", "--calibrate", "pictures.npy", "--colour", "rgb"], 65, "(24, 24, 3) is asked for"),
         (["tiny.keras", "--calibrate", "pictures.npy", "--size", "32", "32"], 65, "(32, 32, 1) is asked for"),
         (["tiny.keras", "--calibrate", "nowhere"], 66, "nowhere isn't there"),
-        (["tiny.keras", "--calibrate", "from_1.npz", "--labels", "a,b,c"], 66, "3 are counted from 0"),
+        (["tiny.keras", "--calibrate", "tiny.keras"], 66, "a folder of pictures is wanted"),
+        (["recurrent.keras", "--calibrate", "pictures.npy", "--labels", "a,b,c"], 65, "no int8 for WHILE, as a"),
+        (["subclassed.keras", "--calibrate", "pictures.npy"], 66, "the model's own class Own: no model file carries"),
+        (["channels_first.keras", "--calibrate", "pictures.npy"], 65, "channels first, which TensorFlow Lite"),
+        (["batch_of_8", "--calibrate", "pictures.npy", "--labels", "a,b,c"], 65, "its batch is fixed at 8"),
+        (["whole_numbers.keras", "--calibrate", "pictures.npy", "--range", "0", "1"], 64, "--range 0 255"),
         (["tiny.keras", "--calibrate", "short.npz", "--labels", "a,b,c"], 66, "a number for each"),
         (["tiny.keras", "--calibrate", "cut.npz"], 66, "is it whole"),
     ],
@@ -388,13 +414,28 @@ def test_what_quantize_refuses_is_told_and_leaves_nothing(models, tmp_path, argu
     np.save(models / "few.npy", np.zeros((5, 24, 24, 1), np.uint8))
     np.save(models / "floats.npy", np.zeros((80, 24, 24, 1), np.float32))
     pictures = np.load(models / "pictures.npy")
-    np.savez(models / "from_1.npz", x=pictures, y=np.arange(96) % 3 + 1)
     np.savez(models / "short.npz", x=pictures, y=np.arange(95) % 3)
     (models / "cut.npz").write_bytes((models / "short.npz").read_bytes()[:900])
     named = [str(models / a) if (models / a).exists() or a == "missing.h5" else a for a in arguments]
     assert convert(*named, "-o", tmp_path / "out.tflite") == code
     assert words in capfd.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_that_the_model_lacks_stop_nothing(models, tmp_path, capfd):
+    pictures = np.load(models / "pictures.npy")
+    np.savez(tmp_path / "from_1.npz", x=pictures, y=np.arange(96) % 3 + 1.0)
+    assert convert(models / "tiny.keras", "--calibrate", tmp_path / "from_1.npz", "--labels", "a,b,c",
+                   "--min-agreement", 0.7, "-o", tmp_path / "out.tflite") == 0  # fmt: skip
+    told = capfd.readouterr().out
+    assert "labels: the pictures' are 1 to 3, and the model's 3 are counted from 0: no accuracy is told" in told
+    assert "that are labelled" not in told
+
+
+def test_a_model_that_takes_whole_numbers_gets_pixels_as_they_are(models, tmp_path, capfd):
+    assert convert(models / "whole_numbers.keras", "--calibrate", models / "pictures.npy", "--labels", "a,b,c",
+                   "--min-agreement", 0.7, "-o", tmp_path / "out.tflite") == 0, capfd.readouterr().err  # fmt: skip
+    assert read_card(tmp_path / "out.json").input.range == (0, 255)
 
 
 def test_upsampling_stays_in_int8():
@@ -472,6 +513,16 @@ def test_the_range_of_training_is_least_strange_and_most_often_right():
     assert try_ranges(model, ModelInput(8, 8, "gray", (-1.0, 1.0)), images, few)[0].accuracy is None
 
 
+def test_no_usual_range_being_that_of_training_is_told(capsys):
+    from input_range import Trial
+    from quantize import tell_range
+
+    card = ModelCard("edgefer.model/1", "x", "emotion", "softmax", ModelInput(48, 48, "gray", (0, 1)))
+    for least, told in ((0.6, True), (0.4, False)):
+        tell_range(card, [Trial((0.0, 1.0), None, 0.7, 0.0), Trial((-1.0, 1.0), None, least, 0.0)])
+        assert ("none of these ranges is like" in capsys.readouterr().out) == told
+
+
 def test_a_wrong_range_is_told_by_accuracy_and_by_the_normalisation():
     from input_range import Trial, better_range
 
@@ -494,20 +545,22 @@ def test_another_order_of_the_labels_is_told_and_counted_by(capsys):
     truth = rng.integers(7, size=200)
     said = np.where(rng.random(200) < 0.7, truth, rng.integers(7, size=200))
     scores = np.eye(7, dtype=np.float32)[said]
-    assert (in_order(card, scores, truth) == truth).all()
+    assert (in_order(card, scores, truth)[1] == truth).all()
     assert capsys.readouterr().out == ""
     neutral_first = [6, *range(6)]
     labels = np.append(truth[1:], -1)
-    found = in_order(card, np.roll(scores, -1, 0)[:, neutral_first], labels)
+    names, found = in_order(card, np.roll(scores, -1, 0)[:, neutral_first], labels)
+    assert names == ("neutral", *SEVEN[:6])
     assert found.tolist() == [*((truth[1:] + 1) % 7), -1]
     told = capsys.readouterr().out
     right = (said[1:] == truth[1:]).mean()
     assert f"--labels neutral,angry,disgust,fear,happy,sad,surprise would be right {right:.0%} of the time" in told
     one_thing = np.eye(7, dtype=np.float32)[np.zeros(200, int)]
-    assert (in_order(card, one_thing, truth) == truth).all(), "right by chance in any order"
+    assert (in_order(card, one_thing, truth)[1] == truth).all(), "right by chance in any order"
     uneven = np.repeat([0, 1, 2], [100, 60, 40])
-    assert (in_order(card, np.eye(7, dtype=np.float32)[np.full(200, 2)], uneven) == uneven).all(), "so is the commonest"
-    assert (in_order(card, scores[:30, neutral_first], truth[:30]) == truth[:30]).all(), "too few"
+    always = np.eye(7, dtype=np.float32)[np.full(200, 2)]
+    assert (in_order(card, always, uneven)[1] == uneven).all(), "so is the commonest"
+    assert (in_order(card, scores[:30, neutral_first], truth[:30])[1] == truth[:30]).all(), "too few"
 
 
 def test_seven_labels_are_the_trees_own_where_it_has_others(capsys):
@@ -592,6 +645,81 @@ def test_faces_come_from_a_tree_as_the_model_takes_them(tmp_path):
         (tmp_path / "train" / name).mkdir()
         cv2.imwrite(str(tmp_path / "train" / name / "1.png"), red)
     assert load_faces(tmp_path).names == ("fear", "angry", "happy", "sad", "surprise"), "as Keras counts the folders"
+
+
+def test_what_is_wrong_with_a_tree_is_told(tmp_path, capsys, monkeypatch):
+    import train_emotion
+    from emotion_faces import TEST, load_faces
+
+    for number in range(120):
+        split, label = ("Testing" if number < 20 else "Training"), "happy" if number % 2 else "sad"
+        path = tmp_path / split / label / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.full((48, 48), number, np.uint8))
+    (tmp_path / "spare" / "sad").mkdir(parents=True)
+    assert len(load_faces(tmp_path).rows(TEST)) == 20
+    assert "passed over, beside Testing/: spare" in capsys.readouterr().err
+    (broken := tmp_path / "Training" / "sad" / "50.png").write_bytes(b"no picture")
+    assert len(load_faces(tmp_path).labels) == 119
+    assert f"{tmp_path}: left out: 1 picture(s), the first: {broken}" in capsys.readouterr().err
+    for number in (60, 62):
+        (broken.parent / f"{number}.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="3 of 120 pictures can't be read"):
+        load_faces(tmp_path)
+    for number in (50, 60, 62):
+        (broken.parent / f"{number}.png").unlink()
+    (tmp_path / "Training" / "fear").mkdir()
+    monkeypatch.setattr(sys, "argv", ["train_emotion.py", "--data", str(tmp_path), "--out", str(tmp_path / "run")])
+    with pytest.raises(InputError, match="no image of fear to train on; leave that out with --classes happy,sad"):
+        train_emotion.main()
+
+
+def test_a_classic_network_stops_early_and_goes_on_where_it_was(models, tmp_path, monkeypatch):
+    import keras
+    import train_emotion
+    import training
+
+    def train(*more: object) -> None:
+        asked = ["--data", models / "faces", "--arch", "fer2013-cnn", "--out", tmp_path, "--limit", 16, *more]
+        monkeypatch.setattr(sys, "argv", ["train_emotion.py", *map(str, asked)])
+        train_emotion.main()
+
+    train("--epochs", 1, "--rate", 1e-12)
+    (first,) = training.history(tmp_path)
+    kept = keras.models.load_model(tmp_path / "best.keras", compile=False).get_weights()
+    # As if it had trained for long, and the first epoch had been the best.
+    history = [first | {"val_loss": first["val_loss"] - 1}, *[first] * 9]
+    (tmp_path / "history.json").write_text(json.dumps(history))
+    train("--epochs", 30, "--rate", 1e-12, "--resume")
+    history = training.history(tmp_path)
+    assert len(history) == 11, "ten epochs without a better one"
+    assert [training.is_over(history[:count], 10) for count in (0, 10, 11)] == [False, False, True]
+    best = keras.models.load_model(tmp_path / "best.keras", compile=False).get_weights()
+    assert all(np.array_equal(one, other) for one, other in zip(kept, best, strict=True))
+
+
+def test_what_is_left_of_a_damaged_run_is_told(tmp_path):
+    import keras
+    import training
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.save(tmp_path / "checkpoint.keras")
+    (tmp_path / "history.json").write_text("[{}]")
+    assert training.resume(model, tmp_path) == [{}]
+    for name, words in (("history.json", "can't be read"), ("checkpoint.keras", "or damaged")):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:3])
+        with pytest.raises(InputError, match=f"{name}: .*{words}.* begin the run anew, without --resume"):
+            training.resume(model, tmp_path)
+
+
+def test_the_classics_are_what_they_were():
+    from emotion_networks import NETWORKS
+
+    for name, convolutions in (("fer2013-cnn", 6), ("little-vgg", 10)):
+        network = NETWORKS[name].build(5)
+        assert network.output_shape == (None, 5)
+        assert sum(type(layer).__name__ == "Conv2D" for layer in network.layers) == convolutions
 
 
 def test_a_network_learns_from_a_tree_without_its_test_faces_and_is_measured_on_them(models, tmp_path):

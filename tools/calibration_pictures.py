@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from data import Pack, pictures_below
-from emotion_faces import TEST, TRAIN, VALIDATION, at_size, labelled_files, load_faces, numbered
+from emotion_faces import TEST, TRAIN, VALIDATION, at_size, labelled_files, load_faces, tell_unreadable
 from numpy.typing import NDArray
 
 from edgefer.errors import InputError
@@ -85,8 +85,16 @@ def read_pictures(path: Path, model_input: ModelInput, task: Task) -> tuple[Pict
         calibrate, check = order[usage == TRAIN], order[usage == other]
 
     def taken(rows: NDArray[np.intp]) -> Pictures:
-        images = [_fitted(source.picture(int(row)), model_input, task) for row in rows]
-        return Pictures(images, None if source.labels is None else source.labels[rows], source.names)
+        images, read, failures = [], [], []
+        for row in rows.tolist():
+            try:
+                images.append(_fitted(source.picture(row), model_input, task))
+            except InputError as error:
+                failures.append(str(error))
+            else:
+                read.append(row)
+        tell_unreadable(failures, len(rows), path)
+        return Pictures(images, None if source.labels is None else source.labels[read], source.names)
 
     return taken(calibrate[:CALIBRATE]), taken(check[: HELD_OUT[task]])
 
@@ -98,6 +106,8 @@ def _fitted(image: Image, model_input: ModelInput, task: Task) -> Image:
 
 
 def _open(path: Path, model_input: ModelInput) -> Source:
+    if path.is_file() and path.suffix not in {".npy", ".npz", ".csv"}:
+        raise InputError(f"{path}: a folder of pictures is wanted, or an .npz, an .npy or a fer2013.csv")
     if path.suffix in {".npy", ".npz"}:
         return _from_arrays(path, model_input)
     if path.is_dir() and not any((path / name).is_file() for name in ("meta.npz", "fer2013.csv")):
@@ -107,9 +117,9 @@ def _open(path: Path, model_input: ModelInput) -> Source:
 
 
 def _from_folder(folder: Path) -> Source:
-    labelled = list(labelled_files(folder))
-    names, labels = numbered([label for _, label, _ in labelled])
-    if len(names) > 1:
+    names, labelled = labelled_files(folder)
+    labels = np.array([label for _, label, _ in labelled], np.intp)
+    if len(set(labels.tolist())) > 1:
         usage = np.array([split for split, _, _ in labelled], np.uint8)
         return Source(lambda row: read_picture(labelled[row][2]), usage, labels, names)
     files = pictures_below(folder)
@@ -147,6 +157,8 @@ def _from_arrays(path: Path, model_input: ModelInput) -> Source:
 def _as_numbers(labels: NDArray[Any], count: int, path: Path) -> Labels:
     """A number for each picture, from numbers or from rows with a one."""
     numbers = labels.argmax(1) if labels.ndim == 2 and labels.shape[1] > 1 else labels.reshape(-1)
+    if numbers.dtype.kind == "f" and (numbers == np.floor(numbers)).all():
+        numbers = numbers.astype(np.int64)
     if len(numbers) != count or numbers.dtype.kind not in "iub":
         raise InputError(
             f"{path}: {count} pictures, and labels {labels.dtype} {labels.shape}: a number for each is wanted, or a row"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,11 +29,13 @@ from edgefer.vision.preprocess import to_colour, warp
 
 TRAIN, VALIDATION, TEST = range(3)
 SPLITS = {"train": TRAIN, "training": TRAIN, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION,
-          "publictest": VALIDATION, "test": TEST, "privatetest": TEST}  # fmt: skip
+          "publictest": VALIDATION, "test": TEST, "testing": TEST, "privatetest": TEST}  # fmt: skip
 """What folders and the csv's third column call the splits."""
 SAME = {"anger": "angry", "disgusted": "disgust", "fearful": "fear", "afraid": "fear", "scared": "fear",
         "happiness": "happy", "sadness": "sad", "surprised": "surprise"}  # fmt: skip
 """Other words for FER2013's labels."""
+MOST_UNREADABLE = 0.02
+"""Of a tree's pictures: published data sets have a few broken ones, and more is a mistake."""
 GRAY_48 = ModelInput(48, 48, "gray", (0.0, 1.0))
 """What FER2013's own images suit."""
 VOTES = 10
@@ -115,23 +118,29 @@ def at_size(image: Image, width: int, height: int) -> Image:
     return warp(image, np.diag((width / image.shape[1], height / image.shape[0], 1.0))[:2], width, height)
 
 
-def labelled_files(folder: Path) -> Iterator[tuple[int, str, Path]]:
-    """Split, class's folder and path of each picture in a tree of `[split/]class/` folders, in order.
+def labelled_files(folder: Path) -> tuple[tuple[str, ...], list[tuple[int, int, Path]]]:
+    """The labels of a tree of `[split/]class/` folders, and each picture's split, label (an index) and path, in order.
 
-    What is beside the splits, and hidden folders and files, are passed over.
+    Folders of one label ("anger", "angry") are one; a folder without pictures is a label too. The labels stand in the
+    order in which Keras counts the folders. Hidden folders and files are passed over, and what is beside the splits.
     """
     tops = _folders(folder)
     splits = [top for top in tops if top.name.lower() in SPLITS]
-    labels = [(SPLITS[top.name.lower()], label) for top in splits for label in _folders(top)]
-    for split, label in labels or [(TRAIN, top) for top in tops]:
-        for file in pictures_below(label):
-            yield split, label.name, file
+    classes = [(SPLITS[top.name.lower()], one) for top in splits for one in _folders(top)]
+    if classes and (beside := [top.name for top in tops if top not in splits]):
+        print(f"{folder}: passed over, beside {splits[0].name}/: {', '.join(beside)}", file=sys.stderr)
+    classes = classes or [(TRAIN, top) for top in tops]
+    names = tuple(dict.fromkeys(map(label_name, sorted({one.name for _, one in classes}))))
+    files = [(split, names.index(label_name(one.name)), file) for split, one in classes for file in pictures_below(one)]
+    return names, files
 
 
-def numbered(folders: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.intp]]:
-    """The labels that classes' folders stand for, in the order in which Keras counts the folders; a number for each."""
-    names = tuple(dict.fromkeys(map(label_name, sorted(set(folders)))))
-    return names, np.array([names.index(label_name(folder)) for folder in folders], np.intp)
+def tell_unreadable(failures: Sequence[str], of: int, source: Path) -> None:
+    """Tell how many of some pictures are left out as unreadable; InputError where they are many."""
+    if len(failures) > MOST_UNREADABLE * of:
+        raise InputError(f"{source}: {len(failures)} of {of} pictures can't be read, the first: {failures[0]}")
+    if failures:
+        print(f"{source}: left out: {len(failures)} picture(s), the first: {failures[0]}", file=sys.stderr)
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -193,12 +202,20 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
 def _from_tree(path: Path, model_input: ModelInput) -> Faces:
     if not path.exists():
         raise InputError(f"{path} isn't there; a folder tree, a fer2013.csv or FER2013's sheets are wanted")
-    files = list(labelled_files(path)) if path.is_dir() else []
-    names, labels = numbered([label for _, label, _ in files])
-    if len(names) < 2:
+    names, files = labelled_files(path) if path.is_dir() else ((), [])
+    if len({label for _, label, _ in files}) < 2:
         raise InputError(f"{path}: a folder for each class is wanted, with pictures in it (train/happy/1.jpg, ...)")
+    pictures, failures = {}, []
+    for file in files:
+        try:
+            pictures[file] = _as_taken(read_picture(file[2]), model_input)
+        except InputError as error:
+            failures.append(str(error))
+    tell_unreadable(failures, len(files), path)
+    files = list(pictures)
+    labels = np.array([label for _, label, _ in files], np.intp)
+    images = np.stack(list(pictures.values()))
     usage = np.array([split for split, _, _ in files], np.uint8)
-    images = np.stack([_as_taken(read_picture(file), model_input) for _, _, file in files])
     usage = _with_validation(usage, _groups_of(file.read_bytes() for _, _, file in files))
     none = np.zeros((len(files), VOTES), np.uint8)
     return Faces(names, images, labels, usage, none, np.zeros(len(files), bool), _groups(images), False)

@@ -41,7 +41,7 @@ def evaluate_emotion(model: Model, data: Path) -> list[Metric]:
     print(f"{model.path}: {len(rows)} faces{others}, {seconds * 1000:.3f} ms each on one thread (median)")
     print(f"  confusion matrix in {plot}")
     split = "all" if not has_test else "PrivateTest" if faces.is_fer2013 else "test"
-    source = "FER2013" if faces.is_fer2013 else data.name
+    source = "FER2013" if faces.is_fer2013 else data.resolve().name
     return [
         Metric(source, split, name, round(value, 4), precision)
         for name, value in measure(answers, labels, reader.labels).items()

@@ -10,6 +10,7 @@ out), at int8, through edgefer's own reader; the tests of `evaluate.py` don't se
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from edgefer.vision.emotion import EmotionReader, Probabilities
 from edgefer.vision.model import Model
 
 TEMPERATURES = np.geomspace(0.3, 3, 200)
+FEW = 200
+"""Of fewer faces, what is fitted hangs on a handful that are answered wrong."""
 
 
 def main() -> None:
@@ -55,6 +58,8 @@ def fit(path: Path, data: Path) -> None:
     sure = scaled.max(1) >= min_confidence
     right = scaled.argmax(1) == labels
     print(f"{len(rows)} validation faces, accuracy {right.mean():.4f}")
+    if len(rows) < FEW:
+        print(f"warning: with fewer than {FEW} faces, temperature and threshold hang on chance: label more in val/")
     print(
         f"temperature {temperature:.3f}: calibration error {calibration_error(raw, labels):.4f}, then "
         f"{calibration_error(scaled, labels):.4f}"
@@ -89,9 +94,12 @@ def fit_temperature(probabilities: Probabilities, labels: NDArray[Any]) -> float
 
 
 def fit_threshold(probabilities: Probabilities, labels: NDArray[Any]) -> float:
-    """The confidence, in hundredths, over which there are most right answers more than wrong ones."""
+    """The confidence, in hundredths, over which there are most right answers more than wrong ones.
+
+    It is at least that of an answer by chance, which no answer is under: with it, none would be uncertain.
+    """
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
-    thresholds = np.arange(100) / 100
+    thresholds = np.arange(math.ceil(100 / probabilities.shape[1]) + 1, 100) / 100
     gains = [np.where(right, 1, -1)[confidence >= threshold].sum() for threshold in thresholds]
     return float(thresholds[np.argmax(gains)])
 

@@ -46,7 +46,7 @@ def try_ranges(model: KerasModel, model_input: ModelInput, images: list[Image], 
     labels = None if labels is None or (labels[:PICTURES] >= 0).sum() < FEWEST else labels[:PICTURES]
     chance = 0.0 if labels is None else 2 * (0.25 / int((labels >= 0).sum())) ** 0.5
     trials = []
-    for values in dict.fromkeys((model_input.range, *USUAL)):
+    for values in dict.fromkeys((model_input.range, *(() if model.takes_integers else USUAL))):
         trial = dataclasses.replace(model_input, range=values)
         right = None if labels is None else accuracy(run_original(model, images, trial)[0], labels)
         trials.append(Trial(values, right, _strangeness(model, images, trial), chance))
@@ -66,6 +66,11 @@ def better_range(trials: list[Trial]) -> Range | None:
         if is_clear and (best.accuracy or 0) >= (used.accuracy or 0):
             return best.range
     return None
+
+
+def is_strange(trials: list[Trial]) -> bool:
+    """Whether none of the ranges is what the first normalisation met in training, as far as it tells."""
+    return all(trial.strangeness is not None and trial.strangeness > STRANGE for trial in trials)
 
 
 def _strangeness(model: KerasModel, images: list[Image], model_input: ModelInput) -> float | None:

@@ -52,6 +52,11 @@ class KerasModel:
         shapes = model.input_shape
         shapes = shapes if isinstance(shapes, list) else list(shapes.values()) if isinstance(shapes, dict) else [shapes]
         shape = tuple(shapes[0])
+        if len(shapes) == 1 and len(shape) == 4 and shape[1] in {1, 3} and shape[3] not in {1, 3}:
+            raise ConversionError(
+                f"{path}: its input is {shape}, channels first, which TensorFlow Lite doesn't compute: build it with "
+                "data_format='channels_last', give it the same weights (set_weights), and save that"
+            )
         if len(shapes) != 1 or len(shape) != 4 or shape[3] not in {1, 3}:
             raise ConversionError(
                 f"{path}: its input is {', '.join(map(str, shapes))}; edgefer gives a model one picture: "
@@ -60,6 +65,7 @@ class KerasModel:
         self._fixed: int | None = shape[0]
         self.size = shape[1:]
         """Height, width and channels; None where any will do."""
+        self.takes_integers = "int" in str(model.inputs[0].dtype)
 
     def __call__(self, pictures: Floats) -> list[Floats]:
         """The outputs for n x height x width x channels, each n x ..., in the model's order."""
@@ -82,7 +88,7 @@ class KerasModel:
             if own not in {None, wanted}:
                 raise ConversionError(
                     f"{self.path}: it takes pictures of (height, width, channels) {self.size}, and "
-                    f"{(height, width, channels)} is asked for: --colour and --card have to fit"
+                    f"{(height, width, channels)} is asked for: --size, --colour and --card have to fit"
                 )
 
     def with_softmax(self) -> KerasModel:
@@ -118,6 +124,11 @@ class KerasModel:
                 whole = self._library.Model(fixed, self._model(fixed, training=False))
                 return bytes(tensorflow.lite.TFLiteConverter.from_keras_model(whole).convert())
         except Exception as error:  # the converter raises what it likes
+            if self._fixed not in {None, 1}:
+                raise ConversionError(
+                    f"{self.path}: its batch is fixed at {self._fixed}, and edgefer shows one picture at a time: save "
+                    "it again with a free batch (None)"
+                ) from error
             missing = sorted(set(re.findall(r"'tf\.(\w+)' op", str(error))))
             why = f"there is no {', '.join(missing)} in TensorFlow Lite" if missing else _why(error)
             raise ConversionError(
@@ -290,6 +301,8 @@ def _in_float32(model: Any, library: Any) -> Any:
 def _foreign(path: Path, config: dict[str, Any], library: Any) -> str:
     """What to do about layers and functions that are Python code; "" where there are none."""
     own = []
+    if (whole := config["class_name"].split(">")[-1]) not in {"Sequential", "Functional", "Model"}:
+        own.append(f"the model's own class {whole}")
     for kind, settings in _all_layers(config):
         name = settings.get("name", "")
         if _holds_lambda({"class_name": kind, "config": settings}) or not hasattr(library.layers, kind.split(">")[-1]):

@@ -69,6 +69,14 @@ def layers_of(floats: bytes) -> list[Layer]:
     return layers
 
 
+def loops(floats: bytes) -> list[str]:
+    """The operators that run other graphs, as a recurrent layer does: the quantizer doesn't follow them."""
+    model = tfl_flatbuffer_utils.read_model(floats)
+    names = {schema.BuiltinOperator.WHILE: "WHILE", schema.BuiltinOperator.IF: "IF"}
+    codes = [model.operatorCodes[operator.opcodeIndex].builtinCode for operator in model.subgraphs[0].operators]
+    return [names[code] for code in codes if code in names]
+
+
 def without_tiles(floats: bytes) -> bytes:
     """The same model, its tensors repeated along one axis, as upsampling does, joined to themselves instead.
 

@@ -31,9 +31,20 @@ from emotion_faces import label_name
 from keras_models import ConversionError, Floats, KerasModel, quiet, read_model
 from model_file import loaded, write_model
 
-from edgefer.errors import InputError, UsageError
+from edgefer.errors import UsageError
 from edgefer.messages import Image
-from edgefer.vision.card import Colour, Crop, Decoder, ModelCard, ModelInput, Precision, Task, check_card, read_card
+from edgefer.vision.card import (
+    DECODERS,
+    Colour,
+    Crop,
+    Decoder,
+    ModelCard,
+    ModelInput,
+    Precision,
+    Task,
+    check_card,
+    read_card,
+)
 from edgefer.vision.detector import Detector
 from edgefer.vision.embedder import Embedder
 from edgefer.vision.emotion import EmotionReader
@@ -41,15 +52,16 @@ from edgefer.vision.model import find_card
 from edgefer.vision.preprocess import to_floats
 
 with quiet():
-    from input_range import FEWEST, Trial, better_range, try_ranges
-    from precisions import LIGHT, PASSING, Int8, Io, Layer, dynamic, float16, layers_of, without_tiles
+    from input_range import FEWEST, Trial, better_range, is_strange, try_ranges
+    from precisions import LIGHT, PASSING, Int8, Io, Layer, dynamic, float16, layers_of, loops, without_tiles
     from precisions import run as run_floats
 
 SEVEN = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 """FER2013's labels in its order: what a model of seven outputs gives, unless told otherwise."""
-DECODERS: dict[Task, Decoder] = {"emotion": "softmax", "embedding": "unit-vector", "detector": "edgefer-centre"}
 DECIDED = {"min_confidence": 0.4}
 """Until fit_confidence.py has looked."""
+PIXELS = (0.0, 255.0)
+"""The range of pixels as they are."""
 LAYERS_SHOWN = 5
 MOST_LETTERS = 64
 """Of a label, as in a card."""
@@ -86,10 +98,16 @@ def convert(options: argparse.Namespace) -> int:
         )
     if card.task == "emotion":
         model, originals = as_probabilities(model, originals, card, held_out.images)
+        named = bool(options.labels or card.labels)
         card = with_labels(card, options.labels, originals[0].shape[1], held_out.names)
     check_card(card, options.output.with_suffix(".json"))
     labels = own_labels(held_out, card.labels) if card.task == "emotion" else None
-    ordered = None if labels is None else in_order(card, originals[0], labels)
+    ordered = labels
+    if labels is not None:
+        names, ordered = in_order(card, originals[0], labels)
+        if names != card.labels and not named:
+            card, labels = dataclasses.replace(card, labels=names), ordered
+            print(f"labels: {','.join(names)} after all: that order fits the labelled pictures")
     tell_range(card, try_ranges(model, card.input, held_out.images, ordered))
 
     floats = without_tiles(model.to_tflite(card.input.height, card.input.width, channels))
@@ -140,8 +158,8 @@ def check(options: argparse.Namespace) -> None:
     card = options.output.with_suffix(".json")
     if card.is_file() and not _is_card(card):
         raise UsageError(f"-o {options.output}: {card}, where the card goes, is no model's card: take another name")
-    if options.precision != "int8" and (options.float_layers or options.io != "int8"):
-        raise UsageError("--float-layers and --io are for --precision int8")
+    if options.precision != "int8" and (options.float_layers or options.io == "uint8"):
+        raise UsageError("--float-layers and --io uint8 are for --precision int8: the others take and give floats")
 
 
 def _is_card(path: Path) -> bool:
@@ -161,12 +179,13 @@ def describe(options: argparse.Namespace, model: KerasModel) -> ModelCard:
         if width is None or height is None:
             raise UsageError(f"{options.model}: takes pictures of any size: say which it is to get, as --size 48 48")
         task: Task = options.task or "emotion"
+        own_range = PIXELS if model.takes_integers else (0.0, 1.0)
         card = ModelCard(
             schema="edgefer.model/1",
             name="",
             task=task,
-            decoder=DECODERS[task],
-            input=ModelInput(width, height, "gray" if channels == 1 else "rgb", (0.0, 1.0)),
+            decoder=DECODERS[task][0],
+            input=ModelInput(width, height, "gray" if channels == 1 else "rgb", own_range),
             # Most models learned from FER2013's crops: where those lie around our detector's box is in our own card.
             crop={"emotion": find_card("emotion-48").crop, "embedding": Crop("points"), "detector": None}[task],
         )
@@ -174,6 +193,9 @@ def describe(options: argparse.Namespace, model: KerasModel) -> ModelCard:
         raise UsageError(f"--labels: a model for {card.task} has none")
     if options.task and options.task != card.task:
         raise UsageError(f"--task {options.task}: {options.card} is the card of a model for {card.task}")
+    if options.decoder and options.decoder not in DECODERS[card.task]:
+        known = " or ".join(DECODERS[card.task])
+        raise UsageError(f"--decoder {options.decoder}: a model for {card.task} has {known}; --task names another")
     width, height = options.size or (card.input.width, card.input.height)
     asked = dataclasses.replace(
         card.input,
@@ -182,6 +204,11 @@ def describe(options: argparse.Namespace, model: KerasModel) -> ModelCard:
         colour=options.colour or card.input.colour,
         range=card.input.range if options.range is None else tuple(options.range),
     )
+    if model.takes_integers and asked.range != PIXELS:
+        raise UsageError(
+            f"{options.model}: it takes whole numbers, so pixels as they are: --range 0 255, not {asked.range[0]:g} "
+            f"{asked.range[1]:g}"
+        )
     return dataclasses.replace(
         card,
         name=options.output.stem[:64],
@@ -220,10 +247,11 @@ def own_labels(pictures: Pictures, labels: tuple[str, ...]) -> Labels | None:
         return None
     if not pictures.names:
         if not 0 <= pictures.labels.min() <= pictures.labels.max() < len(labels):
-            raise InputError(
-                f"the pictures' labels are {pictures.labels.min()} to {pictures.labels.max()}; the model's "
-                f"{len(labels)} are counted from 0"
+            print(
+                f"labels: the pictures' are {pictures.labels.min()} to {pictures.labels.max()}, and the model's "
+                f"{len(labels)} are counted from 0: no accuracy is told"
             )
+            return None
         return pictures.labels
     known = [label_name(label) for label in labels]
     numbers = [known.index(name) if name in known else -1 for name in pictures.names]
@@ -260,6 +288,11 @@ def to_int8(
     floats: bytes, card: ModelCard, calibration: list[Image], held_out: list[Image], io: Io, float_layers: int
 ) -> bytes:
     """The int8 .tflite, with a table of the layers that lose most; the worst ones stay in float where that is asked."""
+    if found := loops(floats):
+        raise ConversionError(
+            f"no int8 for {', '.join(found)}, as a recurrent layer (LSTM, GRU) makes: --precision float16 and dynamic "
+            "do without"
+        )
     layers = layers_of(floats)
     without = [layer for layer in layers if not layer.has_int8]
     stuck = [layer for layer in without if layer.operator not in LIGHT]
@@ -324,14 +357,19 @@ def tell_range(card: ModelCard, trials: list[Trial]) -> None:
             f"warning: --range {other[0]:g} {other[1]:g} fits clearly better than {card.input.range[0]:g} "
             f"{card.input.range[1]:g}: is it what the model was trained on?"
         )
+    elif is_strange(trials):
+        print(
+            "warning: none of these ranges is like what the model was trained on: other pictures, or its training took "
+            "a mean off them or scaled each by its own spread, which edgefer doesn't"
+        )
 
 
-def in_order(card: ModelCard, scores: Floats, labels: Labels) -> Labels:
-    """The labels as the answers count them: in another order than the card's, which is told, if that clearly fits."""
+def in_order(card: ModelCard, scores: Floats, labels: Labels) -> tuple[tuple[str, ...], Labels]:
+    """The names and labels as the answers count them: in another order than the card's, told, if that clearly fits."""
     known = labels >= 0
     count = len(card.labels)
     if count > MOST_ORDERED or known.sum() < FEWEST:
-        return labels
+        return card.labels, labels
     said = np.zeros((count, count))  # answer, label
     np.add.at(said, (scores[known].argmax(1), labels[known]), 1 / known.sum())
     orders = np.array(list(permutations(range(count))))  # what the answers 0, 1, ... may be called
@@ -339,10 +377,10 @@ def in_order(card: ModelCard, scores: Floats, labels: Labels) -> Labels:
     used, best = float(np.trace(said)), int(right.argmax())
     # A model that answers one thing, as in a wrong range, is right by chance in one order or another.
     if right[best] < max(used + 0.1, said.sum(0).max() + 0.1, 0.4):
-        return labels
-    names = ",".join(card.labels[number] for number in orders[best])
-    print(f"warning: --labels {names} would be right {right[best]:.0%} of the time, and not {used:.0%}")
-    return np.where(known, orders[best].argsort()[labels], -1)
+        return card.labels, labels
+    names = tuple(card.labels[number] for number in orders[best])
+    print(f"warning: --labels {','.join(names)} would be right {right[best]:.0%} of the time, and not {used:.0%}")
+    return names, np.where(known, orders[best].argsort()[labels], -1)
 
 
 def tell(task: Task, result: Comparison, count: int) -> None:

@@ -132,6 +132,11 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
     begin(arguments.seed)
     network = NETWORKS[arguments.arch]
     rows, held = split(faces)
+    if unseen := [name for label, name in enumerate(faces.names) if not (faces.labels[rows] == label).any()]:
+        raise InputError(
+            f"{arguments.data}: no image of {', '.join(unseen)} to train on; leave that out with --classes "
+            f"{','.join(name for name in faces.names if name not in unseen)}, or put some there"
+        )
     rows, held = rows[: arguments.limit], held[: arguments.limit]
     if not len(rows) or not len(held):
         raise InputError(f"{arguments.data}: {len(rows)} images to train on and {len(held)} to validate on")
@@ -174,14 +179,10 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
     if network.averages:
         # Validation sees the averaged weights; training goes on from its own.
         callbacks.append(keras.callbacks.SwapEMAWeights())
-    if network.patience:
-        least = min((figures["val_loss"] for figures in done), default=None)
-        callbacks += [
-            keras.callbacks.ModelCheckpoint(best(arguments.out), save_best_only=True, initial_value_threshold=least),
-            keras.callbacks.EarlyStopping(patience=network.patience, baseline=least),
-        ]
-    fit(model, batches, validation, arguments.out, done, arguments.epochs, callbacks)
-    if network.patience:
+    fit(model, batches, validation, arguments.out, done, arguments.epochs, callbacks, network.patience)
+    if network.patience is not None:
+        if not best(arguments.out).is_file():
+            raise InputError(DIVERGED)
         model = keras.models.load_model(best(arguments.out))
     model = rebuilt(model, build, bfloat16=False)
     # fit() leaves the averaged weights in the model. The last epoch ships: the best of many on PublicTest flatters.
@@ -399,7 +400,7 @@ def card(arguments: argparse.Namespace, network: Network, faces: Faces, trained_
 
 def learnt_from(arguments: argparse.Namespace, network: Network, faces: Faces, trained_on: int) -> str:
     """What the card tells of the data."""
-    source = "FER2013" if faces.is_fer2013 else Path(arguments.data).name
+    source = "FER2013" if faces.is_fer2013 else Path(arguments.data).resolve().name
     parts = [f"{source}: {trained_on} training images (those byte-identical to a test image left out)"]
     if network.votes and faces.votes.any():
         parts.append("their labels mixed half and half with FER+ votes")

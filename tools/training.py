@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any
 
 import backend  # noqa: F401  # before Keras
 import keras
+import numpy as np
 from batches import Batch, Batches
 from fast_norm import use_fast_norm
 from tqdm import tqdm
 
 from edgefer.errors import InputError
+from edgefer.files import write_private
 
 Figures = dict[str, float]
 
@@ -105,15 +108,26 @@ def load_checkpoint(model: keras.Model, path: Path) -> None:
     model.optimizer.build(model.trainable_variables)
     try:
         model.load_weights(path)
-    except ValueError as error:
-        raise InputError(f"{path}: of another network than the one to train, or damaged") from error
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path}: of another network than the one to train, or damaged; begin the run anew, without --resume"
+        ) from error
 
 
 def history(folder: Path) -> list[Figures]:
-    """The figures of each epoch that a run has done."""
+    """The figures of each epoch that a run has done; InputError where they can't be read."""
     kept = folder / "history.json"
-    done: list[Figures] = json.loads(kept.read_text()) if kept.is_file() else []
+    try:
+        done: list[Figures] = json.loads(kept.read_text()) if kept.is_file() else []
+    except (OSError, ValueError) as error:
+        raise InputError(f"{kept}: it can't be read: {error}; begin the run anew, without --resume") from error
     return done
+
+
+def is_over(done: list[Figures], patience: int | None) -> bool:
+    """Whether the validation loss hasn't fallen for so many epochs; never without patience."""
+    losses = [figures["val_loss"] for figures in done]
+    return patience is not None and bool(losses) and len(losses) - 1 - int(np.argmin(losses)) >= patience
 
 
 def fit(
@@ -124,8 +138,14 @@ def fit(
     done: list[Figures],
     epochs: int,
     callbacks: list[keras.callbacks.Callback],
+    patience: int | None = None,
 ) -> None:
-    """Train up to a number of epochs, of which some are done; `done` gets the figures of the others."""
+    """Train up to a number of epochs, of which some are done; `done` gets the figures of the others.
+
+    With `patience`, until the validation loss hasn't fallen for so many epochs; the best model is kept too.
+    """
+    if is_over(done, patience):
+        epochs = len(done)
     with closing(batches):
         model.fit(
             batches.epochs(len(done)),  # Keras asks for one even where no epoch is left
@@ -136,16 +156,16 @@ def fit(
             initial_epoch=len(done),
             epochs=epochs,
             verbose=0,
-            callbacks=[*callbacks, Keep(folder, done, epochs, len(batches))],
+            callbacks=[*callbacks, Keep(folder, done, epochs, len(batches), patience)],
         )
 
 
 class Keep(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
     """A bar with the time left; after every epoch a line, the checkpoint and the history."""
 
-    def __init__(self, folder: Path, done: list[Figures], epochs: int, steps: int) -> None:
+    def __init__(self, folder: Path, done: list[Figures], epochs: int, steps: int, patience: int | None) -> None:
         super().__init__()
-        self._folder, self._done, self._epochs = folder, done, epochs
+        self._folder, self._done, self._epochs, self._patience = folder, done, epochs, patience
         self._started_s = time.monotonic()
         # None: no bar where nobody sees it.
         self._bar = tqdm(total=epochs * steps, initial=len(done) * steps, unit="batch", disable=None)
@@ -165,9 +185,13 @@ class Keep(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no type
         self._done.append({**figures, "seconds": seconds})
         # Written aside first: a run that is stopped here still resumes.
         aside = self._folder / "writing.keras"
+        if self._patience is not None and figures["val_loss"] <= min(each["val_loss"] for each in self._done):
+            self.model.save(aside)
+            aside.replace(best(self._folder))
         self.model.save(aside)
         aside.replace(checkpoint(self._folder))
-        (self._folder / "history.json").write_text(json.dumps(self._done, indent=1) + "\n")
+        write_private(self._folder / "history.json", json.dumps(self._done, indent=1) + "\n")
+        self.model.stop_training = is_over(self._done, self._patience)
         text = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
         left = seconds * (self._epochs - epoch - 1) / 60
         tqdm.write(f"epoch {epoch + 1}/{self._epochs}  {text}  {seconds:.0f} s, {left:.0f} min left")

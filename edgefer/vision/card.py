@@ -95,11 +95,12 @@ _thresholds: dict[Task, set[str]] = {
     "embedding": {"match", "track", "margin"},
     "emotion": {"min_confidence"},
 }
-_decoders: dict[Task, tuple[Decoder, ...]] = {
+DECODERS: dict[Task, tuple[Decoder, ...]] = {
     "detector": ("edgefer-centre", "blazeface", "yunet"),
     "embedding": ("unit-vector",),
     "emotion": ("softmax",),
 }
+"""What each task's models may give; our own first."""
 
 
 def read_card(path: Path) -> ModelCard:
@@ -133,8 +134,8 @@ def check_card(card: ModelCard, path: Path) -> None:
     if unknown := sorted(set(card.thresholds) - _thresholds[card.task]):
         known = ", ".join(sorted(_thresholds[card.task]))
         raise ModelError(f"{path}: thresholds.{unknown[0]}: a model for {card.task} has {known}")
-    if card.decoder not in _decoders[card.task]:
-        known = ", ".join(_decoders[card.task])
+    if card.decoder not in DECODERS[card.task]:
+        known = ", ".join(DECODERS[card.task])
         raise ModelError(f"{path}: decoder {card.decoder!r} doesn't fit task {card.task!r}; it takes {known}")
 
 
