@@ -193,10 +193,11 @@ def test_the_shipped_detectors_reach_what_their_cards_say(tools, name):
     kept = {metric.metric: metric.value for metric in model.card.metrics if metric.precision == "int8"}
     measured = {metric.metric: metric.value for metric in evaluate_detector(model, DATA)}
     assert measured.keys() == kept.keys()
-    # A recall at a score is of a face more or less, the alignment's are medians. tflite-runtime 2.14 rounds otherwise.
-    within = 0.008 if RUNTIME.startswith("tflite-runtime") else 0.002
+    # A recall at a score is of a face more or less, the alignment's are medians. tflite-runtime 2.14 rounds otherwise,
+    # by no more than int8 may differ from float.
+    within = 0.01 if RUNTIME.startswith("tflite-runtime") else 0.002
     steady = [metric for metric in measured if metric.startswith(("AP50", "landmark"))]
-    assert len(steady) == 7
+    assert len(steady) == 8
     for metric in steady:
         assert measured[metric] == pytest.approx(kept[metric], abs=within), metric
 
@@ -323,7 +324,7 @@ def test_the_table_has_a_row_a_detector_and_a_column_a_size(comparing):
     near = ours(ROOT / "models/near.json")
     head, rule, *rows, _, said = table([near, near], *[[scene([[20, 20, 60, 60]])]] * 2).splitlines()
     assert [column for column in head.split(" | ") if "32-64" in column] == ["AP50 32-64 px", "recall 32-64 px"]
-    assert {line.count("|") for line in (head, rule, *rows)} == {16}
+    assert {line.count("|") for line in (head, rule, *rows)} == {17}
     assert [row.split(" | ")[:2] for row in rows] == [["| `near`", "256x192"]] * 2
     assert said.startswith("1 pictures")
 
@@ -332,10 +333,18 @@ def test_the_table_tells_how_far_off_the_points_are(comparing):
     from compare_detectors import Contender, table
 
     points = np.array([[30, 30], [50, 30], [40, 40], [32, 50], [48, 50]], np.float32)
-    found = Detection(Box(20, 20, 40, 40), 0.9, tuple((x + 2, y) for x, y in points.tolist()))
-    mine = Contender("mine", "1x1", 1000, lambda _: [found], lambda _: [found])
-    head, _, row, *_ = table([mine], [scene([])], [scene([[20, 20, 60, 60]], points=[points])]).splitlines()
-    assert (head.split(" | ")[-1], row.split(" | ")[-1]) == ("points |", "5.0% |"), "2 px of 40"
+    sure, unsure = (
+        Detection(Box(20, 20, 40, 40), score, tuple((x + off, y) for x, y in points.tolist()))
+        for score, off in ((0.9, 2), (0.4, 6))
+    )
+    turns = iter(
+        [[sure], [sure], [sure], [unsure]]
+    )  # two photos, after the scene, which is shown once more to be timed
+    mine = Contender("mine", "1x1", 1000, lambda _: next(turns), lambda _: [])
+    photo = scene([[20, 20, 60, 60]], points=[points])
+    head, _, row, *_ = table([mine], [scene([]), scene([])], [photo, photo]).splitlines()
+    assert head.split(" | ")[-2:] == ["points", "points, score >= 0.5 |"]
+    assert row.split(" | ")[-2:] == ["10.0%", "5.0% |"], "2 and 6 px of 40; 2 px"
 
 
 def test_a_float_model_is_measured_at_the_threshold_that_was_fitted(comparing, tmp_path, monkeypatch):
@@ -445,19 +454,23 @@ def test_a_doubtful_face_is_asked_for_and_held_against_nobody(tools):
 class Stills(list):
     """Scenes that all hold a face to be shown close."""
 
+    def __init__(self, scenes, sizes):
+        super().__init__(scenes)
+        self.sizes = sizes
+
     @property
     def close(self):
         return np.arange(len(self))
 
 
-def test_faces_shown_close_fill_their_tiles(tools, monkeypatch):
+def test_faces_shown_close_fill_their_tiles(tools):
     import detector_scenes
 
-    monkeypatch.setattr(detector_scenes, "CLOSE_UPS", 1)
+    always = dataclasses.replace(detector_scenes.ALL_SIZES, close_ups=1)
     still = scene([[30, 30, 70, 70]], points=[[[40, 40], [60, 40], [50, 50], [42, 60], [58, 60]]])
     held = set()
     for seed in range(30):
-        made = detector_scenes.augmented(Stills([still]), 0, 240, 240, np.random.default_rng(seed))
+        made = detector_scenes.augmented(Stills([still], always), 0, 240, 240, np.random.default_rng(seed))
         across = round(len(made.boxes) ** 0.5)
         held.add(across)
         tile = 240 / across
@@ -479,7 +492,9 @@ def test_points_go_where_the_picture_goes(tools, monkeypatch):
     still.image[46:54, 46:54] = 255
     checked = 0
     for seed in range(60):
-        made = detector_scenes.augmented(Stills([still]), 0, 256, 256, np.random.default_rng(seed))
+        made = detector_scenes.augmented(
+            Stills([still], detector_scenes.ALL_SIZES), 0, 256, 256, np.random.default_rng(seed)
+        )
         for size, (x, y) in zip(detector_scenes.sizes_of(made.boxes), made.points[:, 2], strict=True):
             around = round(size / 4)
             left, top = round(float(x)) - around, round(float(y)) - around
@@ -517,9 +532,10 @@ def test_a_head_that_is_tilted_takes_its_points_along(tools):
 
 
 def test_a_mirrored_face_keeps_its_left_eye_left(tools):
-    from detector_scenes import augmented
+    from detector_scenes import ALL_SIZES, augmented
 
-    still = Stills([scene([[30, 30, 70, 70]], points=[[[40, 40], [60, 40], [50, 50], [42, 60], [58, 60]]])] * 4)
+    face = scene([[30, 30, 70, 70]], points=[[[40, 40], [60, 40], [50, 50], [42, 60], [58, 60]]])
+    still = Stills([face] * 4, ALL_SIZES)
     mirrored = 0
     for seed in range(40):
         made = augmented(still, 0, 128, 128, np.random.default_rng(seed))
@@ -545,7 +561,7 @@ def test_a_detector_is_measured_beside_another_and_its_card_written(comparing, t
     import evaluate
     from command_line import run
 
-    boxes = np.array([[10, 10, 50, 50]] * 2, np.float32)
+    boxes = np.array([[60, 2, 78, 20]] * 2, np.float32)
     write_pack(tmp_path / "faceboxes_dev.npz", {"boxes": boxes, "box_image": [0, 1]})
     photos = {"box": boxes[:1], "kps": np.zeros((1, 5, 2), np.float32), "img": [0], "ignore": [0]}
     write_pack(tmp_path / "det_val.npz", photos)
@@ -591,6 +607,7 @@ def test_a_threshold_is_chosen_and_what_hung_on_the_former_one_is_dropped(tools,
         "recall at min_score, faces >= 16 px",
         "recall at min_score, faces >= 32 px",
         "false faces / empty picture",
+        "landmark error at min_score, >= 32 px",
     }
     kept = card.read_text()
     assert "its figures at the former one are gone" in capsys.readouterr().out
@@ -654,12 +671,12 @@ def test_photos_that_nobody_looked_at_are_no_empty_rooms(tools, tmp_path):
 
 
 def test_photos_without_a_face_to_show_close_are_learnt_from_too(tools):
-    from detector_scenes import augmented
+    from detector_scenes import ALL_SIZES, augmented
 
     class Small(Stills):
         close = np.array([], np.intp)
 
-    still = Small([scene([[30, 30, 40, 40]])] * 4)
+    still = Small([scene([[30, 30, 40, 40]])] * 4, ALL_SIZES)
     for seed in range(20):
         assert augmented(still, 0, 128, 128, np.random.default_rng(seed)).image.shape == (128, 128, 3)
 

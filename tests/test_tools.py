@@ -29,7 +29,7 @@ from edgefer.vision.card import ModelCard, ModelInput, read_card  # noqa: E402
 from edgefer.vision.decoders import decode_yunet, grid_cells  # noqa: E402
 from edgefer.vision.detector import MAX_IOU, Detector, suppress  # noqa: E402
 from edgefer.vision.emotion import EmotionReader  # noqa: E402
-from edgefer.vision.model import Model, find_model  # noqa: E402
+from edgefer.vision.model import Model, find_card, find_model  # noqa: E402
 from edgefer.vision.preprocess import letterbox  # noqa: E402
 
 # TensorFlow and Keras warn of their own affairs.
@@ -438,6 +438,17 @@ def test_a_model_that_takes_whole_numbers_gets_pixels_as_they_are(models, tmp_pa
     assert read_card(tmp_path / "out.json").input.range == (0, 255)
 
 
+@pytest.mark.parametrize(("decoder", "around"), [("blazeface", 0), ("edgefer-centre", 114)])
+def test_a_detector_is_calibrated_with_what_it_sees_around_a_picture(tmp_path, decoder, around):
+    from calibration_pictures import read_pictures
+
+    np.save(tmp_path / "wide.npy", np.full((80, 20, 40, 3), 255, np.uint8))
+    card = ModelCard("edgefer.model/1", "x", "detector", decoder, ModelInput(32, 32, "rgb", (-1.0, 1.0)))
+    calibrate, _ = read_pictures(tmp_path / "wide.npy", card)
+    assert (calibrate.images[0][:16] == 255).all()
+    assert (calibrate.images[0][16:] == around).all()
+
+
 def test_upsampling_stays_in_int8():
     import keras
     from keras_models import KerasModel
@@ -616,14 +627,13 @@ def test_faces_come_from_a_csv_and_its_votes(tmp_path):
 
 def test_a_split_with_hardly_a_picture_checks_nothing(tmp_path):
     from calibration_pictures import read_pictures
-    from emotion_faces import GRAY_48
 
     rng = np.random.default_rng(0)
     for number in range(80):
         folder = tmp_path / ("test" if number == 0 else "train") / ("happy" if number % 2 else "sad")
         folder.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(folder / f"{number}.png"), rng.integers(0, 256, (48, 48), np.uint8))
-    calibrate, check = read_pictures(tmp_path, GRAY_48, "emotion")
+    calibrate, check = read_pictures(tmp_path, find_card("emotion-48"))
     assert (len(calibrate.images), len(check.images)) == (60, 20)
 
 
@@ -884,7 +894,7 @@ def test_a_trainer_runs_and_resumes(tmp_path, script, limit, leaves):
             assert card.licence == "LicenseRef-edgefer-models-research-only"
             assert ("16 of them made of two others each" in card.training["data"]) == bool(made)
     if script == "train_detector.py":
-        told = tool(script, output, tmp_path, "--resume", "--epochs", 2).stdout
+        told = tool(script, output, tmp_path, "--resume", "--near", "--epochs", 2).stdout
         assert "epoch 1 of" not in told
         assert "epoch 2 of 2" in told
         assert json.loads((tmp_path / "progress.json").read_text()) == {"epochs_done": 2}
@@ -906,7 +916,7 @@ def test_a_trainer_runs_and_resumes(tmp_path, script, limit, leaves):
 
 
 def test_the_detectors_loss_is_as_defined():
-    from train_detector import BOX_WEIGHT, LANDMARKS_WEIGHT, loss, overlaps
+    from train_detector import BOX_WEIGHT, loss, overlaps
 
     wanted, given = np.array([[1, 1, 1, 1]], np.float32), np.array([[1, 1, 3, 1]], np.float32)
     (shared,), (apart,) = (np.asarray(part) for part in overlaps(wanted, given))
@@ -921,8 +931,8 @@ def test_the_detectors_loss_is_as_defined():
     # Logits of 0 are shares of a half: right for the face, whose box overlaps by a half, wrong by a half for the other.
     score = 0.25 * np.log(2)
     landmarks = (0.1 - 0.015 + 0.5 * 0.01**2 / 0.03) / 10
-    weighed = score + BOX_WEIGHT * (0.5 + 0.05) + LANDMARKS_WEIGHT * landmarks
-    assert float(loss(truth, said)) == pytest.approx(weighed, rel=1e-4)
+    weighed = score + BOX_WEIGHT * (0.5 + 0.05) + 60 * landmarks
+    assert float(loss(truth, said, landmarks_weight=60)) == pytest.approx(weighed, rel=1e-4)
 
 
 def test_a_pack_that_is_none_is_told(tmp_path):

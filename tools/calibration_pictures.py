@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from edgefer.errors import InputError
 from edgefer.messages import Image
 from edgefer.pictures import SUFFIXES, read_picture
-from edgefer.vision.card import ModelInput, Task
+from edgefer.vision.card import ModelCard, ModelInput, Task
+from edgefer.vision.decoders import padding_of
 from edgefer.vision.preprocess import letterbox
 
 MIN_PICTURES = 64
@@ -61,13 +62,13 @@ def check_there(path: Path) -> None:
         raise InputError(f"{path} isn't there; a folder of pictures, an .npz or .npy, or a fer2013.csv is wanted")
 
 
-def read_pictures(path: Path, model_input: ModelInput, task: Task) -> tuple[Pictures, Pictures]:
+def read_pictures(path: Path, card: ModelCard) -> tuple[Pictures, Pictures]:
     """Pictures to calibrate with, and others to check on; InputError where there are too few.
 
     A source's own splits are kept apart; where it has none, or hardly anything in one, every fourth picture is held
     out. The choice is random, but the same each time.
     """
-    source, kinds = _open(path, model_input), ", ".join(SUFFIXES)
+    source, kinds = _open(path, card.input), ", ".join(SUFFIXES)
     if len(source.usage) < MIN_PICTURES:
         raise InputError(
             f"{path}: {len(source.usage)} pictures{f' ({kinds})' * path.is_dir()}; calibrating and checking need at "
@@ -88,7 +89,7 @@ def read_pictures(path: Path, model_input: ModelInput, task: Task) -> tuple[Pict
         images, read, failures = [], [], []
         for row in rows.tolist():
             try:
-                images.append(_fitted(source.picture(row), model_input, task))
+                images.append(_fitted(source.picture(row), card))
             except InputError as error:
                 failures.append(str(error))
             else:
@@ -96,13 +97,13 @@ def read_pictures(path: Path, model_input: ModelInput, task: Task) -> tuple[Pict
         tell_unreadable(failures, len(rows), path)
         return Pictures(images, None if source.labels is None else source.labels[read], source.names)
 
-    return taken(calibrate[:CALIBRATE]), taken(check[: HELD_OUT[task]])
+    return taken(calibrate[:CALIBRATE]), taken(check[: HELD_OUT[card.task]])
 
 
-def _fitted(image: Image, model_input: ModelInput, task: Task) -> Image:
-    if task == "detector":
-        return letterbox(image, model_input.width, model_input.height)[0]
-    return at_size(image, model_input.width, model_input.height)
+def _fitted(image: Image, card: ModelCard) -> Image:
+    if card.task == "detector":
+        return letterbox(image, card.input.width, card.input.height, padding_of(card.decoder))[0]
+    return at_size(image, card.input.width, card.input.height)
 
 
 def _open(path: Path, model_input: ModelInput) -> Source:

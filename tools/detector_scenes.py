@@ -21,14 +21,33 @@ Floats = NDArray[np.float32]
 MIRRORED = [1, 0, 2, 4, 3]
 """The landmarks' order in a mirrored picture: its left eye was the right one."""
 
-SMALLEST_FACE = 6.0
-"""Pixels of the canvas; a smaller face is neither asked for nor held against the detector."""
-
 CLOSE_FACE = 24.0
 """Pixels of a picture; the landmarks of smaller faces are too coarse to learn more than where about they are."""
-CLOSE_UPS = 0.2
-"""The share of canvases that are tiled with faces shown close: ten on average, where three of four others hold one of
-24 to 128 px with landmarks. These take many faces to learn, and no empty places."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Which sizes of faces are learnt.
+
+    smallest_px (of the canvas): a smaller face is neither asked for nor held against the detector. zoomed_px: the least
+    that a chosen face is brought to. shrunk: the least scale of a whole picture. close_ups: the share of canvases that
+    are tiled with faces shown close, in at most `across` columns and rows. Of other canvases three of four hold one of
+    24 to 128 px with landmarks, where these hold ten on average: landmarks take many faces to learn, and no empty
+    places. landmarks: what the loss of these weighs beside the score's.
+    """
+
+    smallest_px: float
+    zoomed_px: float
+    shrunk: float
+    close_ups: float
+    across: int
+    landmarks: float
+
+
+ALL_SIZES = Sizes(smallest_px=6, zoomed_px=8, shrunk=0.45, close_ups=0.2, across=4, landmarks=20)
+NEAR_SIZES = Sizes(smallest_px=11, zoomed_px=14, shrunk=0.5, close_ups=0.35, across=6, landmarks=60)
+"""What `near` is for: at 256 px a face of 32 px (in a picture of 400) has 20."""
+
 TILT = 20.0
 """Degrees: how far a head leans (deviation), in half of the scenes where a face is brought to a size of its own."""
 
@@ -53,7 +72,8 @@ class Scene:
 class Scenes:
     """The pictures to train on: all of det_train and other packs, and the even half of faceboxes_dev several times."""
 
-    def __init__(self, data: Path, people_repeats: int, more: Sequence[Path] = ()) -> None:
+    def __init__(self, data: Path, people_repeats: int, more: Sequence[Path] = (), sizes: Sizes = ALL_SIZES) -> None:
+        self.sizes = sizes
         photos = [(pack, _told(pack)) for pack in map(open_photos, (data / "det_train.npz", *more))]
         self._people = open_people(data)
         even = range(0, len(self._people), 2)  # the odd half validates, for ever
@@ -104,9 +124,10 @@ def _open(path: Path, fields: dict[str, tuple[int, ...]]) -> Pack:
 
 
 def photo_scene(pack: Pack, i: int) -> Scene:
-    """Picture i of det_train or det_val."""
+    """Picture i of det_train or det_val; landmarks that all lie in one place aren't known."""
     mine = pack.fields["img"] == i
     boxes, points, ignored = (pack.fields[name][mine] for name in ("box", "kps", "ignore"))
+    points = np.where(np.ptp(points, axis=1, keepdims=True).max(-1, keepdims=True) > 0, points, np.float32(np.nan))
     return Scene(pack.picture(i), boxes, points, ignored == 0)
 
 
@@ -126,17 +147,18 @@ def augmented(scenes: Scenes, i: int, width: int, height: int, rng: np.random.Ge
     """A training canvas around picture i, mirrored, lit, spoilt: zoomed and cut, in a mosaic, or among close faces."""
     canvas = np.full((height, width, 3), PADDING if rng.random() < 0.7 else rng.integers(256, size=3), np.uint8)
     kind = rng.random()
-    close = kind < CLOSE_UPS and len(scenes.close) > 0
+    sizes = scenes.sizes
+    close = kind < sizes.close_ups and len(scenes.close) > 0
     if close:
-        across = int(rng.integers(2, 5))
+        across = int(rng.integers(2, sizes.across + 1))
         x, y = (np.linspace(0, side, across + 1).astype(int) for side in (width, height))
-    elif kind < CLOSE_UPS + 0.4 * (1 - CLOSE_UPS):
+    elif kind < sizes.close_ups + 0.4 * (1 - sizes.close_ups):
         x, y = (np.array([0, round(side * rng.uniform(0.3, 0.7)), side]) for side in (width, height))
     else:
         x, y = np.array([0, width]), np.array([0, height])
     windows = [(*start, *end) for start, end in zip(product(x[:-1], y[:-1]), product(x[1:], y[1:]), strict=True)]
     shown = [i, *rng.choice(scenes.close if close else len(scenes), len(windows) - 1)]
-    parts = [_paste(canvas, w, scenes[j], rng, close) for w, j in zip(windows, shown, strict=True)]
+    parts = [_paste(canvas, w, scenes[j], rng, sizes, close) for w, j in zip(windows, shown, strict=True)]
     boxes, points, wanted = (np.concatenate(together) for together in zip(*parts, strict=True))
     if rng.random() < 0.5:
         canvas = canvas[:, ::-1]
@@ -150,13 +172,18 @@ Truth = tuple[Floats, Floats, NDArray[np.bool_]]
 
 
 def _paste(
-    canvas: Image, window: tuple[int, int, int, int], scene: Scene, rng: np.random.Generator, close: bool
+    canvas: Image,
+    window: tuple[int, int, int, int],
+    scene: Scene,
+    rng: np.random.Generator,
+    sizes: Sizes,
+    close: bool,
 ) -> Truth:
     """Draw a scene into a window (left, top, right, bottom) of the canvas at a random scale; where its faces went."""
     left, top, right, bottom = window
     room = np.array([right - left, bottom - top])
     height, width = scene.image.shape[:2]
-    scale, focus = _zoom(scene, room, rng, close)
+    scale, focus = _zoom(scene, room, rng, sizes, close)
     if focus is not None and rng.random() < 0.5:
         scene = turned(scene, rng.normal(0, TILT), focus)
     # The picture fills the window where it is larger, and lies within it where it is smaller.
@@ -184,12 +211,14 @@ def _paste(
     share = (visible[:, 2:] - visible[:, :2]).prod(1) / np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(1), 1e-6)
     there = share > 0.05
     # A box of less than half a face is no face to learn, nor proof that there is none.
-    wanted = scene.wanted & (share > 0.5) & (sizes_of(boxes) >= SMALLEST_FACE)
+    wanted = scene.wanted & (share > 0.5) & (sizes_of(boxes) >= sizes.smallest_px)
     shown = np.where(wanted[:, None], boxes, visible)  # what is doubtful here says nothing of the windows around
     return shown[there], points[there], wanted[there]
 
 
-def _zoom(scene: Scene, room: NDArray[Any], rng: np.random.Generator, close: bool) -> tuple[float, NDArray[Any] | None]:
+def _zoom(
+    scene: Scene, room: NDArray[Any], rng: np.random.Generator, sizes: Sizes, close: bool
+) -> tuple[float, NDArray[Any] | None]:
     """A scale for a scene, and the point to keep in view, if any.
 
     Half of the faces in the data are 8 to 16 px: often one face is brought to a size drawn evenly over the octaves,
@@ -198,10 +227,10 @@ def _zoom(scene: Scene, room: NDArray[Any], rng: np.random.Generator, close: boo
     chosen = np.flatnonzero(scene.wanted & (sizes_of(scene.boxes) >= (CLOSE_FACE if close else 0)))
     if len(chosen) and (close or rng.random() < 0.55):
         box = scene.boxes[rng.choice(chosen)]
-        target = np.exp(rng.uniform(np.log(0.35 * room.min() if close else 8), np.log(0.9 * room.min())))
+        target = np.exp(rng.uniform(np.log(0.35 * room.min() if close else sizes.zoomed_px), np.log(0.9 * room.min())))
         scale = min(float(target / sizes_of(box[None])[0]), 5.0)
         return scale, (box[:2] + box[2:]) / 2
-    return float(np.exp(rng.uniform(np.log(0.45), np.log(1.7)))), None
+    return float(np.exp(rng.uniform(np.log(sizes.shrunk), np.log(1.7)))), None
 
 
 def turned(scene: Scene, angle: float, about: Floats) -> Scene:

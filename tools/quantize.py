@@ -90,7 +90,7 @@ def convert(options: argparse.Namespace) -> int:
     card = describe(options, model)
     channels = 1 if card.input.colour == "gray" else 3
     model.check_takes(card.input.height, card.input.width, channels)
-    calibration, held_out = read_pictures(options.calibrate, card.input, card.task)
+    calibration, held_out = read_pictures(options.calibrate, card)
     originals = run_original(model, held_out.images, card.input)
     if not all(np.isfinite(output).all() for output in originals):
         raise ConversionError(

@@ -28,7 +28,7 @@ import numpy as np
 from batches import WORKERS, Batch, Batches, Make
 from command_line import Parser, count, run
 from data import DATA
-from detector_scenes import Scenes, augmented, targets
+from detector_scenes import ALL_SIZES, NEAR_SIZES, Scenes, augmented, targets
 from evaluate_detector import AT_MIN_SCORE, average_precision, figures, find, held_out_people, validation_photos
 from former_network import ADDED, PICTURES, go_on_from_mean, size_taken
 from keras import layers, ops
@@ -49,8 +49,8 @@ as the letterbox is."""
 CANVAS = (256, 256)
 """Width and height in training. Smaller than `far`, for more steps an hour: the network hardly sees further."""
 CALIBRATION_PICTURES = 384
-BOX_WEIGHT, LANDMARKS_WEIGHT = 2.0, 20.0
-"""What the loss of the box and of the landmarks weigh beside the score's."""
+BOX_WEIGHT = 2.0
+"""What the loss of the box weighs beside the score's."""
 INTENDED_USE = {
     "far": "Faces from 16 px (of a picture 400 px wide) in photos and rooms; the default of analyze.",
     "near": "Faces from 32 px (of a picture 400 px wide), as before a screen or at a door; the default of run.",
@@ -73,6 +73,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=8e-3, help="the highest learning rate (%(default)s)")
     parser.add_argument("--people-repeats", type=count, default=4, help="times an epoch shows faceboxes_dev")
     parser.add_argument("--more", type=Path, nargs="*", default=[], help="packs of large faces (label_faces.py)")
+    parser.add_argument(
+        "--near", action="store_true", help="learn the sizes of faces that `near` is for, and those alone"
+    )
     parser.add_argument("--start", type=Path, nargs="*", default=[], help=START)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31), help="a random one unless given")
     parser.add_argument("--workers", type=count, default=WORKERS, help="processes that make batches (%(default)s)")
@@ -112,15 +115,16 @@ def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
     seed, limit, epochs, batch = (settings[key] for key in ("seed", "limit", "epochs", "batch"))
     begin(seed)
     data = Path(settings["data"])
-    scenes = Scenes(data, settings["people_repeats"], [Path(path) for path in settings["more"]])
+    sizes = NEAR_SIZES if settings.get("near") else ALL_SIZES
+    scenes = Scenes(data, settings["people_repeats"], [Path(path) for path in settings["more"]], sizes)
     people, photos = held_out_people(data)[:limit], validation_photos(data)[:limit]
     shown = min(len(scenes), limit or len(scenes))
     batches = Batches(maker(scenes), len(scenes), batch, seed, settings["workers"], shown)
     steps = len(batches)
     starts = [Path(start) for start in settings["start"]]
     # A .tflite is told by what its layers write, at the size that it takes.
-    sizes: dict[Any, str] = {(asked.height, asked.width): name for name, asked in INPUTS.items()}
-    name = sizes.get(size_taken(starts[0]), "far") if starts else "far"
+    named: dict[Any, str] = {(asked.height, asked.width): name for name, asked in INPUTS.items()}
+    name = named.get(size_taken(starts[0]), "far") if starts else "far"
     former = network(INPUTS[name].height, INPUTS[name].width)
     if starts and not resume:
         go_on_from_mean(starts, former, normalise(fitted(scenes, name, PICTURES, seed), INPUTS[name]))
@@ -144,7 +148,7 @@ def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
         ema_momentum=0.998,
     )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    trained.compile(optimizer, loss, jit_compile=backend.COMPILE)
+    trained.compile(optimizer, partial(loss, landmarks_weight=sizes.landmarks), jit_compile=backend.COMPILE)
     first = 0
     if resume:
         load_checkpoint(trained, checkpoint)
@@ -248,7 +252,7 @@ def multiplications(height: int, width: int) -> int:
 # The loss.
 
 
-def loss(wanted: Any, given: Any) -> Any:
+def loss(wanted: Any, given: Any, landmarks_weight: float = ALL_SIZES.landmarks) -> Any:
     """Quality focal loss for the score, DIoU for the box, smooth L1 for the landmarks, a cell that answers for a face.
 
     `wanted` is batch x n x TARGETS (see detector_scenes), `given` batch x n x 15. The score learns the overlap that the
@@ -267,7 +271,7 @@ def loss(wanted: Any, given: Any) -> Any:
     small = 0.03  # of the face's size: under it the error counts by its square
     smooth = ops.where(error < small, 0.5 * ops.square(error) / small, error - 0.5 * small)
     landmarks = ops.sum(ops.mean(smooth, -1))
-    return (score + BOX_WEIGHT * box + LANDMARKS_WEIGHT * landmarks) / count
+    return (score + BOX_WEIGHT * box + landmarks_weight * landmarks) / count
 
 
 def overlaps(wanted: Any, given: Any) -> tuple[Any, Any]:

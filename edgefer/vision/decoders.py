@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgefer.errors import ModelError
+from edgefer.vision.card import Decoder
 from edgefer.vision.model import Model, Outputs
-from edgefer.vision.preprocess import TEMPLATE
+from edgefer.vision.preprocess import PADDING, TEMPLATE
 
 Floats = NDArray[np.float32]
 Candidates = tuple[Floats, Floats, Floats]
@@ -27,9 +28,6 @@ BLAZEFACE_GRIDS = {
 """Stride and anchors a cell of MediaPipe's models, from the strides and the aspect ratios in the graphs beside them
 (mediapipe/modules/face_detection): two anchors a layer, one where there is no interpolated one; layers of one stride
 share its grid. With `fixed_anchor_size` an anchor is no more than the middle of its cell."""
-PADDINGS = {"blazeface": 0}
-"""The gray that a family was taught to see around a picture of another shape, where it isn't ours: black, by the
-`border_mode` in the graphs beside them."""
 MOUTH_SHARE = float(np.linalg.norm(TEMPLATE[4] - TEMPLATE[3]) / np.linalg.norm(TEMPLATE[1] - TEMPLATE[0]))
 """How wide a mouth is, as a share of the distance of the eyes, in the template that faces are aligned to."""
 LARGEST_LOG = 8.0
@@ -39,6 +37,14 @@ LARGEST_LOG = 8.0
 def decoder_of(model: Model) -> Decode:
     """What decodes this model's outputs; ModelError where they don't fit its card's decoder."""
     return _families[model.card.decoder](model)
+
+
+def padding_of(decoder: Decoder) -> int:
+    """The gray that a family was taught to see around a picture of another shape.
+
+    BlazeFace's is black, by the `border_mode` in the graphs beside the models.
+    """
+    return 0 if decoder == "blazeface" else PADDING
 
 
 def decode_centre(outputs: Outputs, cells: Floats, min_score: float) -> Candidates:

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgefer.messages import Box, Detection, Image, Landmarks
-from edgefer.vision.decoders import PADDINGS, decoder_of
+from edgefer.vision.decoders import decoder_of, padding_of
 from edgefer.vision.model import Model
-from edgefer.vision.preprocess import PADDING, letterbox
+from edgefer.vision.preprocess import letterbox
 
 MAX_IOU = 0.45
 """Two boxes that share more are one face; chosen on the even half of faceboxes_dev."""
@@ -34,7 +34,7 @@ class Detector:
         self.min_score = model.card.thresholds.get("min_score", 0.5) if min_score is None else min_score
         self._min_face_px = min_face_px
         self._decode = decoder_of(model)
-        self._padding = PADDINGS.get(model.card.decoder, PADDING)
+        self._padding = padding_of(model.card.decoder)
 
     def __call__(self, image: Image) -> list[Detection]:
         """The faces of a picture (BGR), best first, in pixels of the picture and inside it."""
