@@ -574,6 +574,33 @@ def test_another_order_of_the_labels_is_told_and_counted_by(capsys):
     assert (in_order(card, scores[:30, neutral_first], truth[:30])[1] == truth[:30]).all(), "too few"
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_an_order_that_the_labelled_pictures_show_is_taken_unless_one_is_named(tmp_path, capfd, named):
+    """A model that counts FER2013's seven by name, as Keras counts folders, and tells them by how bright they are."""
+    import keras
+    from quantize import SEVEN
+
+    by_name, levels = sorted(SEVEN), np.linspace(0.1, 0.9, 7)
+    rng = np.random.default_rng(0)
+    for number in range(280):
+        level = levels[number % 7] * 255 + rng.normal(0, 4, (24, 24))
+        path = tmp_path / "faces" / by_name[number % 7] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.clip(level, 0, 255).astype(np.uint8))
+    picture = keras.Input((24, 24, 1))
+    nearest = keras.layers.Dense(7, activation="softmax", name="nearest")
+    network = keras.Model(picture, nearest(keras.layers.GlobalAveragePooling2D()(picture)))
+    nearest.set_weights([80 * levels[None], -40 * levels**2])
+    network.save(tmp_path / "model.keras")
+    asked = ["--labels", ",".join(SEVEN)] if named else []
+    assert convert(tmp_path / "model.keras", "--calibrate", tmp_path / "faces", "--min-agreement", 0.9,
+                   "-o", tmp_path / "out.tflite", *asked) == 0, capfd.readouterr().err  # fmt: skip
+    told = capfd.readouterr().out
+    assert f"--labels {','.join(by_name)} would be right" in told
+    assert read_card(tmp_path / "out.json").labels == (SEVEN if named else tuple(by_name))
+    assert ("that order fits the labelled pictures" in told) != named
+
+
 def test_seven_labels_are_the_trees_own_where_it_has_others(capsys):
     from quantize import SEVEN, with_labels
 

@@ -21,10 +21,10 @@ _NOISE = 1.0
 _HALF_SHARP = 0.0096
 """Detail, in shares of contrast, at which sharpness is 0.5. A little more blur, and a face begins to lose who it is:
 docs/identity.md has the figures."""
-_ACROSS = np.arange(TEMPLATE_SIZE / 4, TEMPLATE_SIZE * 3 / 4, 4)
-_DOWN = np.arange(0.0, TEMPLATE_SIZE, 4)
-_MIDDLE = np.array([(x, y, 1) for x in _ACROSS for y in _DOWN]).T
-"""Points of an aligned face's middle half, from the forehead to the chin."""
+_LEFT, _RIGHT = TEMPLATE_SIZE // 4, TEMPLATE_SIZE * 3 // 4
+_CORNERS = [complex(x, y) for x in (_LEFT, _RIGHT) for y in (0, TEMPLATE_SIZE)]
+_MIDDLE = [complex(x, y) for x in range(_LEFT, _RIGHT + 1, 8) for y in range(0, TEMPLATE_SIZE + 1, 8)]
+"""The middle half of an aligned face, from the forehead to the chin, as points 8 px apart."""
 
 
 class QualityRater:
@@ -54,9 +54,17 @@ def rate(image: Image, face: Detection) -> Quality:
 
 def inside(image: Image, landmarks: Landmarks) -> float:
     """The share of a face's middle, from forehead to chin, that the picture's edges leave."""
-    x, y = cv2.invertAffineTransform(align(landmarks)) @ _MIDDLE
+    matrix = align(landmarks)
+    similarity, move = complex(*matrix[:, 0]), complex(*matrix[:, 2])
     height, width = image.shape[:2]
-    return float(((x >= 0) & (x < width) & (y >= 0) & (y < height)).mean())
+
+    def is_inside(point: complex) -> bool:
+        seen = (point - move) / similarity if similarity else complex(-1)
+        return bool(0 <= seen.real < width and 0 <= seen.imag < height)
+
+    if all(map(is_inside, _CORNERS)):
+        return 1.0
+    return sum(map(is_inside, _MIDDLE)) / len(_MIDDLE)
 
 
 def tilt(landmarks: Landmarks) -> float:
