@@ -64,17 +64,17 @@ class IdentityRule:
 
 def identity_rule(settings: Settings, card: ModelCard, *, tracked: bool) -> IdentityRule:
     """The rule of the model's card, for a track or for one picture; with the setting's threshold where one is set."""
-    chosen = settings.identity.threshold
-    if chosen is None and "match" not in card.thresholds:
+    told = card.thresholds.get("match")
+    told = card.thresholds.get("track", told) if tracked else told
+    threshold = settings.identity.threshold or told
+    if threshold is None:
         log.warning(
             "the card of %s has no threshold: %s is taken, which may give strangers a name; "
             "`edgefer people check` helps to choose EDGEFER_IDENTITY__THRESHOLD",
             card.name,
             UNTOLD,
         )
-    told = card.thresholds.get("match", UNTOLD)
-    told = card.thresholds.get("track", told) if tracked else told
-    return IdentityRule(told if chosen is None else chosen, card.thresholds.get("margin", 0.05))
+    return IdentityRule(UNTOLD if threshold is None else threshold, card.thresholds.get("margin", 0.05))
 
 
 class Identifier:

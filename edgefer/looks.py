@@ -11,7 +11,7 @@ from edgefer.errors import InputError
 from edgefer.gallery import Template
 from edgefer.messages import Detection, Image, Quality
 from edgefer.vision.embedder import Embedding
-from edgefer.vision.quality import inside, rate, tilt
+from edgefer.vision.quality import frontality, inside, rate, tilt
 
 MIN_FACE_PX = 48
 """A smaller face is enlarged more than twice for the embedding, and looks like anybody."""
@@ -72,8 +72,8 @@ def only_good_face(image: Image, faces: Sequence[Detection]) -> tuple[Detection,
     points = faces[0].landmarks
     if points is not None and (left := inside(image, points)) < MIN_INSIDE:
         raise InputError(f"the picture's edge cuts the face off ({left:.0%} of it left, {MIN_INSIDE:.0%} are needed)")
-    if quality.frontal is not None and quality.frontal < MIN_FRONTAL:
-        raise InputError(f"the face is turned away (frontal {quality.frontal:.2f}, at least {MIN_FRONTAL} is needed)")
+    if points is not None and (frontal := frontality(points)) < MIN_FRONTAL:
+        raise InputError(f"the face is turned away (frontal {frontal:.2f}, at least {MIN_FRONTAL} is needed)")
     if points is not None and tilt(points) > MAX_TILT:
         raise InputError(f"the head is tilted (by {tilt(points):.0f} degrees, {MAX_TILT:.0f} are too many)")
     return faces[0], quality

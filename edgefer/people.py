@@ -11,7 +11,7 @@ from contextlib import closing
 
 from edgefer.broker import clear_retained, read_retained
 from edgefer.control import is_daemon_there
-from edgefer.enroll import UNLIKE, relearn
+from edgefer.enroll import relearn
 from edgefer.errors import BrokerError, InputError, UsageError
 from edgefer.exchange import export_people, read_people
 from edgefer.files import read_bounded, write_private
@@ -78,7 +78,7 @@ def remove(settings: Settings, options: argparse.Namespace) -> int:
         print(f"{name}: the presence that the broker retained is cleared")
     elif not problems:
         raise UsageError(
-            f"nobody named {name!r} is enrolled, and nothing of them is left; `edgefer people list` shows who is"
+            f"nobody named {name!r} is enrolled, and nothing of them is left here; `edgefer people list` shows who is"
         )
     if problems:
         raise InputError("\n".join(problems))
@@ -190,10 +190,6 @@ def _verdict(found: Separation) -> list[str]:
     ]
     if closest and closest.similarity >= found.threshold:
         lines.append("somebody is over the threshold to somebody else: merge who is one person, or remove the ignored")
-    if widest and widest.similarity < UNLIKE * found.threshold:
-        lines.append(
-            f"a face of {widest.name} is hardly like the others: somebody else's? Remove and enrol again if so"
-        )
     if nearest is not None and nearest > found.threshold:
         lines.append("a stranger came over the threshold in use: set a higher EDGEFER_IDENTITY__THRESHOLD")
     if found.others is None or widest is None:

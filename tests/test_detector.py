@@ -463,10 +463,11 @@ class Stills(list):
         return np.arange(len(self))
 
 
-def test_faces_shown_close_fill_their_tiles(tools):
+@pytest.mark.parametrize(("sizes", "tiles"), [("ALL_SIZES", {2, 3, 4}), ("NEAR_SIZES", {2, 3, 4, 5, 6})])
+def test_faces_shown_close_fill_their_tiles(tools, sizes, tiles):
     import detector_scenes
 
-    always = dataclasses.replace(detector_scenes.ALL_SIZES, close_ups=1)
+    always = dataclasses.replace(getattr(detector_scenes, sizes), close_ups=1)
     still = scene([[30, 30, 70, 70]], points=[[[40, 40], [60, 40], [50, 50], [42, 60], [58, 60]]])
     held = set()
     for seed in range(30):
@@ -478,7 +479,21 @@ def test_faces_shown_close_fill_their_tiles(tools):
         assert ((sizes > 0.3 * tile) & (sizes < 0.95 * tile)).all()
         for (left, top, right, bottom), five in zip(made.boxes, made.points, strict=True):
             np.testing.assert_allclose(five[2], [(left + right) / 2, (top + bottom) / 2], atol=0.5)
-    assert held == {2, 3, 4}
+    assert held == tiles
+
+
+@pytest.mark.parametrize("sizes", ["ALL_SIZES", "NEAR_SIZES"])
+def test_a_face_too_small_to_be_learnt_is_not_wanted(tools, sizes):
+    import detector_scenes
+
+    learnt = dataclasses.replace(getattr(detector_scenes, sizes), close_ups=0)
+    still, found = Stills([scene([[30, 30, 40, 40]])] * 4, learnt), []
+    for seed in range(60):
+        made = detector_scenes.augmented(still, 0, 128, 128, np.random.default_rng(seed))
+        for box, wanted in zip(made.boxes, made.wanted, strict=True):
+            found.append((detector_scenes.sizes_of(box[None])[0], bool(wanted)))
+    assert any(size < learnt.smallest_px for size, _ in found)
+    assert all(size >= learnt.smallest_px for size, wanted in found if wanted)
 
 
 def test_points_go_where_the_picture_goes(tools, monkeypatch):

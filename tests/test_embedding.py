@@ -338,6 +338,21 @@ def test_the_threshold_is_fitted_on_what_a_track_is_decided_on(tool):
     assert len(asked) == 4
 
 
+def test_a_face_is_cut_off_at_each_side(tool):
+    cuts = tool("evaluate_cuts")
+    image = np.arange(100 * 80).reshape(100, 80, 1)
+    box = Box(20, 30, 40, 50)
+    for side, left in {
+        "left": image[:, 30:],
+        "right": image[:, :50],
+        "top": image[42:],
+        "bottom": image[:68],
+    }.items():
+        np.testing.assert_array_equal(cuts.cut(image, box, side, 0.75), left)
+    near, far = np.eye(2, dtype=np.float32)
+    assert cuts.taken_for_one([near, near, far, far], 0.5) == pytest.approx(2 / 6)
+
+
 def test_how_far_an_alignment_is_off(tool):
     """A detector that sees a face turned, enlarged and moved aligns it the other way."""
     middle = np.full(2, 56.0)

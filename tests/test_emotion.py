@@ -116,7 +116,9 @@ def test_the_threshold_is_where_answers_turn_right(tool):
     probabilities = np.stack([confidence, 1 - confidence - 0.01, np.full_like(confidence, 0.01)], 1)
     probabilities = probabilities[probabilities.argmax(1) == 0]
     labels = np.where(probabilities[:, 0] >= 0.7, 0, 2)
-    assert tool("fit_confidence").fit_threshold(probabilities, labels) == pytest.approx(0.7, abs=0.015)
+    fit_threshold = tool("fit_confidence").fit_threshold
+    assert fit_threshold(probabilities, labels) == pytest.approx(0.7, abs=0.015)
+    assert fit_threshold(probabilities, np.zeros(len(labels), int)) == 0.35, "of three, all right: over a third"
 
 
 def test_the_fitted_crop_brings_the_landmarks_to_their_frame(tool):

@@ -418,7 +418,7 @@ class TestPeople:
         assert edgefer("people", "merge", "Countess", "Grace")[:2] == (0, "Countess is Grace now\n")
         assert enrolled() == {"Grace": 5, "poster": 1}
         assert edgefer("people", "remove", "Grace")[:2] == (0, "Grace: 5 face(s) removed\n")
-        assert "nothing of them is left" in edgefer("people", "remove", "Grace")[2]
+        assert "nothing of them is left here" in edgefer("people", "remove", "Grace")[2]
         code, _, errors = edgefer("people", "merge", "Grace", "poster")
         assert (code, "nobody named 'Grace'" in errors) == (64, True)
 

@@ -925,6 +925,7 @@ def test_a_trainer_runs_and_resumes(tmp_path, script, limit, leaves):
         assert "epoch 1 of" not in told
         assert "epoch 2 of 2" in told
         assert json.loads((tmp_path / "progress.json").read_text()) == {"epochs_done": 2}
+        assert json.loads((tmp_path / "settings.json").read_text())["near"] is True
         trained, mean = tmp_path / "near.keras", tmp_path / "mean"
         tool(script, output, mean, "--data", DATA, "--epochs", 0, "--limit", 8, "--start", trained, trained)
         assert "from near.keras of an earlier run" in read_card(mean / "near.json").training["data"]

@@ -85,8 +85,10 @@ def read_pictures(path: Path, card: ModelCard) -> tuple[Pictures, Pictures]:
     else:
         calibrate, check = order[usage == TRAIN], order[usage == other]
 
+    failures: list[str] = []
+
     def taken(rows: NDArray[np.intp]) -> Pictures:
-        images, read, failures = [], [], []
+        images, read = [], []
         for row in rows.tolist():
             try:
                 images.append(_fitted(source.picture(row), card))
@@ -94,10 +96,11 @@ def read_pictures(path: Path, card: ModelCard) -> tuple[Pictures, Pictures]:
                 failures.append(str(error))
             else:
                 read.append(row)
-        tell_unreadable(failures, len(rows), path)
         return Pictures(images, None if source.labels is None else source.labels[read], source.names)
 
-    return taken(calibrate[:CALIBRATE]), taken(check[: HELD_OUT[card.task]])
+    both = taken(calibrate[:CALIBRATE]), taken(check[: HELD_OUT[card.task]])
+    tell_unreadable(failures, sum(len(part.images) for part in both) + len(failures), path)
+    return both
 
 
 def _fitted(image: Image, card: ModelCard) -> Image:

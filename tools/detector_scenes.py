@@ -32,8 +32,8 @@ class Sizes:
     smallest_px (of the canvas): a smaller face is neither asked for nor held against the detector. zoomed_px: the least
     that a chosen face is brought to. shrunk: the least scale of a whole picture. close_ups: the share of canvases that
     are tiled with faces shown close, in at most `across` columns and rows. Of other canvases three of four hold one of
-    24 to 128 px with landmarks, where these hold ten on average: landmarks take many faces to learn, and no empty
-    places. landmarks: what the loss of these weighs beside the score's.
+    24 to 128 px with landmarks, where these hold ten on average (18 in six columns at most): landmarks take many faces
+    to learn, and no empty places. landmarks: what the loss of these weighs beside the score's.
     """
 
     smallest_px: float

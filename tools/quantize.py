@@ -237,6 +237,8 @@ def with_labels(card: ModelCard, asked: str | None, classes: int, folders: tuple
             f"the model gives {classes} scores, and {len(set(labels)) or 'no'} labels are named"
             f"{': ' + ','.join(labels) if labels else ''}; name each of them in the model's order: "
             "--labels angry,happy,..."
+            + f" (the folders of --calibrate, empty ones too, are {', '.join(folders)})"
+            * bool(folders)
         )
     return dataclasses.replace(card, labels=labels)
 

@@ -6,7 +6,11 @@
 
 and the same for near; then tools/evaluate_detector.py chooses the thresholds, and tools/evaluate.py measures.
 
-Weights start at random. The network is fully convolutional: trained once, it is written at both input sizes.
+Weights start at random. The network is fully convolutional: trained once, it is written at both input sizes. What ships
+as `near` is a mean with a run that went on for its sizes alone, whose `far` is of no use:
+
+    python tools/train_detector.py -o runs/close --near --start runs/detector/far.keras --epochs 7 --rate 3e-3
+    python tools/train_detector.py -o runs/near --epochs 0 --start runs/detector/near.keras{,} runs/close/near.keras
 """
 
 from __future__ import annotations

@@ -87,9 +87,10 @@ def _figures(name: str, metrics: Sequence[Metric]) -> Iterator[str]:
     floats = {(m.dataset, m.split, m.metric): f"{m.value:.4f}" for m in metrics if m.precision == "float32"}
     for metric in metrics:
         if metric.precision == "int8":
+            places = 5 if 0 < metric.value < 1e-3 else 4
             unquantised = floats.get((metric.dataset, metric.split, metric.metric), "")
             yield (
-                f"| `{name}` | {metric.dataset}, {metric.split} | {metric.metric} | {metric.value:.4f} | "
+                f"| `{name}` | {metric.dataset}, {metric.split} | {metric.metric} | {metric.value:.{places}f} | "
                 f"{unquantised} |\n"
             )
 
