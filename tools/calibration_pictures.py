@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from data import Pack, pictures_below
-from emotion_faces import TEST, TRAIN, VALIDATION, at_size, labelled_files, load_faces, tell_unreadable
+from emotion_faces import TEST, TRAIN, VALIDATION, at_size, labelled_files, load_faces, readable, tell_unreadable
 from numpy.typing import NDArray
 
 from edgefer.errors import InputError
@@ -88,14 +88,8 @@ def read_pictures(path: Path, card: ModelCard) -> tuple[Pictures, Pictures]:
     failures: list[str] = []
 
     def taken(rows: NDArray[np.intp]) -> Pictures:
-        images, read = [], []
-        for row in rows.tolist():
-            try:
-                images.append(_fitted(source.picture(row), card))
-            except InputError as error:
-                failures.append(str(error))
-            else:
-                read.append(row)
+        read, images, unread = readable(rows.tolist(), lambda row: _fitted(source.picture(row), card))
+        failures.extend(unread)
         return Pictures(images, None if source.labels is None else source.labels[read], source.names)
 
     both = taken(calibrate[:CALIBRATE]), taken(check[: HELD_OUT[card.task]])

@@ -12,10 +12,10 @@ import csv
 import hashlib
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from data import Fer2013, load_fer2013, pictures_below
@@ -27,6 +27,7 @@ from edgefer.pictures import read_picture
 from edgefer.vision.card import ModelInput
 from edgefer.vision.preprocess import to_colour, warp
 
+T = TypeVar("T")
 TRAIN, VALIDATION, TEST = range(3)
 SPLITS = {"train": TRAIN, "training": TRAIN, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION,
           "publictest": VALIDATION, "test": TEST, "testing": TEST, "privatetest": TEST}  # fmt: skip
@@ -135,6 +136,19 @@ def labelled_files(folder: Path) -> tuple[tuple[str, ...], list[tuple[int, int, 
     return names, files
 
 
+def readable(items: Iterable[T], read: Callable[[T], Image]) -> tuple[list[T], list[Image], list[str]]:
+    """Those of some items that can be read, their pictures, and why the others can't."""
+    kept, pictures, failures = [], [], []
+    for item in items:
+        try:
+            pictures.append(read(item))
+        except InputError as error:
+            failures.append(str(error))
+        else:
+            kept.append(item)
+    return kept, pictures, failures
+
+
 def tell_unreadable(failures: Sequence[str], of: int, source: Path) -> None:
     """Tell how many of some pictures are left out as unreadable; InputError where they are many."""
     if len(failures) > MOST_UNREADABLE * of:
@@ -205,16 +219,11 @@ def _from_tree(path: Path, model_input: ModelInput) -> Faces:
     names, files = labelled_files(path) if path.is_dir() else ((), [])
     if len({label for _, label, _ in files}) < 2:
         raise InputError(f"{path}: a folder for each class is wanted, with pictures in it (train/happy/1.jpg, ...)")
-    pictures, failures = {}, []
-    for file in files:
-        try:
-            pictures[file] = _as_taken(read_picture(file[2]), model_input)
-        except InputError as error:
-            failures.append(str(error))
-    tell_unreadable(failures, len(files), path)
-    files = list(pictures)
+    of = len(files)
+    files, pictures, failures = readable(files, lambda file: _as_taken(read_picture(file[2]), model_input))
+    tell_unreadable(failures, of, path)
     labels = np.array([label for _, label, _ in files], np.intp)
-    images = np.stack(list(pictures.values()))
+    images = np.stack(pictures)
     usage = np.array([split for split, _, _ in files], np.uint8)
     usage = _with_validation(usage, _groups_of(file.read_bytes() for _, _, file in files))
     none = np.zeros((len(files), VOTES), np.uint8)

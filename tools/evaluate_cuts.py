@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from edgefer.errors import InputError
 from edgefer.looks import MIN_INSIDE, only_good_face
-from edgefer.messages import Box, Detection, Image
+from edgefer.messages import Box, Image
 from edgefer.pictures import read_picture
 from edgefer.vision.detector import Detector
 from edgefer.vision.embedder import Embedder, Embedding
@@ -52,14 +52,14 @@ def main() -> None:
         except InputError:
             continue
         whole.append(embedder.template(image, face))
-        for side in SIDES:
-            for kept in KEPT:
-                picture = cut(image, face.box, side, kept)
-                for seen in best(detector(picture)):
-                    template = embedder.template(picture, seen)
-                    assert seen.landmarks is not None  # our detectors give them
-                    left = inside(picture, seen.landmarks)
-                    found[side, kept].append((float(template @ whole[-1]), left, template))
+        for side, kept in product(SIDES, KEPT):
+            picture = cut(image, face.box, side, kept)
+            if faces := detector(picture):
+                seen = max(faces, key=lambda one: one.box.side)
+                template = embedder.template(picture, seen)
+                assert seen.landmarks is not None  # our detectors give them
+                left = inside(picture, seen.landmarks)
+                found[side, kept].append((float(template @ whole[-1]), left, template))
     if len(whole) < 2:
         raise InputError(f"{arguments.folder}: no two pictures with one good face")
     print(f"{len(whole)} photos; as they are {taken_for_one(whole, match):.2%} of two people are taken for one")
@@ -67,9 +67,9 @@ def main() -> None:
         f"{'cut at':8} {'left':>5} {'found':>6} {'cosine':>7} {'for one':>8} {'used':>6} {'cosine':>7} {'for one':>8}"
     )
     for side, kept in product(SIDES, KEPT):
-        faces = found[side, kept]
-        used = [one for one in faces if one[1] >= MIN_INSIDE]
-        print(f"{side:8} {kept:5.0%} {told(faces, match)} {told(used, match)}")
+        seen_so = found[side, kept]
+        used = [one for one in seen_so if one[1] >= MIN_INSIDE]
+        print(f"{side:8} {kept:5.0%} {told(seen_so, match)} {told(used, match)}")
 
 
 def cut(image: Image, box: Box, side: str, kept: float) -> Image:
@@ -83,11 +83,6 @@ def cut(image: Image, box: Box, side: str, kept: float) -> Image:
         "bottom": image[: top + down],
     }
     return np.ascontiguousarray(parts[side])
-
-
-def best(faces: list[Detection]) -> list[Detection]:
-    """The largest face, where there is one."""
-    return sorted(faces, key=lambda face: -face.box.side)[:1]
 
 
 def told(faces: list[tuple[float, float, Embedding]], match: float) -> str:
