@@ -122,7 +122,7 @@ sides = st.integers(20, 900)
 @given(
     width=sides,
     height=sides,
-    to=st.sampled_from([(416, 320), (256, 192), (128, 128)]),
+    to=st.sampled_from([(416, 320), (288, 224), (128, 128)]),
     x=st.floats(0, 1),
     y=st.floats(0, 1),
 )
@@ -325,7 +325,7 @@ def test_the_table_has_a_row_a_detector_and_a_column_a_size(comparing):
     head, rule, *rows, _, said = table([near, near], *[[scene([[20, 20, 60, 60]])]] * 2).splitlines()
     assert [column for column in head.split(" | ") if "32-64" in column] == ["AP50 32-64 px", "recall 32-64 px"]
     assert {line.count("|") for line in (head, rule, *rows)} == {17}
-    assert [row.split(" | ")[:2] for row in rows] == [["| `near`", "256x192"]] * 2
+    assert [row.split(" | ")[:2] for row in rows] == [["| `near`", "288x224"]] * 2
     assert said.startswith("1 pictures")
 
 
@@ -590,7 +590,7 @@ def test_a_detector_is_measured_beside_another_and_its_card_written(comparing, t
     monkeypatch.setattr("sys.argv", ["evaluate.py", "detector", near, "--beside", far, "--data", str(tmp_path)])
     assert run(evaluate.main) == 0
     said = capsys.readouterr().out
-    assert "| `near` | 256x192 |" in said
+    assert "| `near` | 288x224 |" in said
     assert "| `far` | 416x320 |" in said
     (line,) = [line for line in said.splitlines() if "AP50, faces >= 16 px " in line]
     assert line.split()[-4:] == ["0.0000", "int8", "0.0000", "int8"], "what was measured, not what the card keeps"

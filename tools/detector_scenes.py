@@ -46,7 +46,7 @@ class Sizes:
 
 ALL_SIZES = Sizes(smallest_px=6, zoomed_px=8, shrunk=0.45, close_ups=0.2, across=4, landmarks=20)
 NEAR_SIZES = Sizes(smallest_px=11, zoomed_px=14, shrunk=0.5, close_ups=0.35, across=6, landmarks=60)
-"""What `near` is for: at 256 px a face of 32 px (in a picture of 400) has 20."""
+"""What `near` is for: at 288 px a face of 32 px (in a picture of 400) has 23."""
 
 TILT = 20.0
 """Degrees: how far a head leans (deviation), in half of the scenes where a face is brought to a size of its own."""

@@ -38,7 +38,18 @@ from former_network import ADDED, PICTURES, go_on_from_mean, size_taken
 from keras import layers, ops
 from muon import Muon
 from numpy.typing import NDArray
-from training import BFLOAT16, START, begin, beginning, commit, kept_settings, load_checkpoint, rebuilt, started_from
+from training import (
+    BFLOAT16,
+    START,
+    begin,
+    beginning,
+    check_mean,
+    commit,
+    kept_settings,
+    load_checkpoint,
+    rebuilt,
+    started_from,
+)
 
 from edgefer.errors import InputError
 from edgefer.messages import Image
@@ -47,7 +58,7 @@ from edgefer.vision.decoders import grid_cells
 from edgefer.vision.model import Model, Outputs
 from edgefer.vision.preprocess import letterbox, normalise
 
-INPUTS = {"far": ModelInput(416, 320, "bgr", (-1.0, 1.0)), "near": ModelInput(256, 192, "bgr", (-1.0, 1.0))}
+INPUTS = {"far": ModelInput(416, 320, "bgr", (-1.0, 1.0)), "near": ModelInput(288, 224, "bgr", (-1.0, 1.0))}
 """Sides are multiples of 32, in the shape of cameras' pictures. From -1 to 1 the zeros that pad a convolution are gray,
 as the letterbox is."""
 CANVAS = (256, 256)
@@ -102,8 +113,7 @@ def main() -> None:
         parser.set_defaults(**kept | {"start": started_from(kept)})
         arguments = parser.parse_args()
     settings = vars(arguments) | run_of
-    if not settings["epochs"] and (arguments.resume or not settings["start"]):
-        raise InputError("--epochs 0 writes the mean of other runs' models: name them with --start, without --resume")
+    check_mean(settings["epochs"], settings["start"], resume=arguments.resume)
     settings |= {name: [str(path) for path in settings[name]] for name in ("more", "start")}
     train(folder, settings, resume=arguments.resume)
 

@@ -45,6 +45,7 @@ from training import (
     begin,
     begin_anew,
     beginning,
+    check_mean,
     checkpoint,
     commit,
     fit,
@@ -55,6 +56,7 @@ from training import (
     warm_cosine,
 )
 
+from edgefer.errors import InputError
 from edgefer.messages import Image
 from edgefer.vision.card import Crop, ModelCard, ModelInput
 from edgefer.vision.embedder import units
@@ -94,7 +96,9 @@ def main() -> None:
         default=0,
         help="faces made of two others each, to learn the teacher's answers on (%(default)s)",
     )
-    parser.add_argument("--epochs", type=count, default=40, help="%(default)s")
+    parser.add_argument(
+        "--epochs", type=partial(count, least=0), default=40, help="%(default)s; 0: the mean of --start"
+    )
     parser.add_argument("--batch", type=count, default=128, help="faces a step (%(default)s)")
     parser.add_argument("--rate", type=float, default=0.012, help="the highest learning rate (%(default)s)")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31), help="a random one unless given")
@@ -116,6 +120,7 @@ def main() -> None:
         kept = {name: value for name, value in vars(arguments).items() if name != "resume"}
         kept |= {name: [str(path) for path in kept[name]] for name in ("more", "start")}
         kept |= {"command": shlex.join(["python", *sys.argv]), "commit": commit()}
+    check_mean(arguments.epochs, arguments.start, resume=arguments.resume)
     begin(arguments.seed)
 
     packs = [Path(arguments.data) / "celeba_wild_id_112.npz"]
@@ -129,6 +134,8 @@ def main() -> None:
         # Pictures of a person who is held out may stand in another pack too.
         new = (taught @ np.stack(held.taught).T).max(1) < SAME_PERSON if held.taught else ~apart
         faces.add(pack, np.flatnonzero(~apart & new), taught)
+    if not len(held):
+        raise InputError(f"--limit {arguments.limit}: {packs[0]} holds nobody to validate on among so few; take more")
     if arguments.mixed:
         made = pairs_mixed(faces, arguments.mixed, arguments.seed)
         faces.add(made, np.arange(len(made)), teach(made, folder / "teacher", peers))
@@ -136,7 +143,10 @@ def main() -> None:
     pictures = np.stack([normalise(held.picture(i), INPUT) for i in range(len(held))])
     validation = pictures, targets(held.taught, [NOBODY] * len(held))
 
-    rates = warm_cosine(arguments.rate, len(batches) * arguments.epochs, warm_up=300, first=1e-5)
+    def cosine() -> float:
+        return float(ops.mean(alike(validation[1], model.predict(validation[0], verbose=0))))
+
+    rates = warm_cosine(arguments.rate, max(1, len(batches) * arguments.epochs), warm_up=300, first=1e-5)
     model, done = network(), []
     goes_on = arguments.resume and checkpoint(folder).is_file()
     if arguments.start and not goes_on:
@@ -148,20 +158,20 @@ def main() -> None:
     else:
         begin_anew(folder)
         (folder / "settings.json").write_text(json.dumps(kept, indent=2, default=str) + "\n")
-        start = float(ops.mean(alike(validation[1], model.predict(validation[0], verbose=0))))
         print(
             f"seed {arguments.seed}, {model.count_params() / 1e3:.0f} k parameters, {len(faces)} faces to learn, ",
             end="",
         )
-        print(f"{len(held)} held out; before the first step the cosine to the teacher is {start:.4f}", flush=True)
-    # Validation sees the averaged weights; training goes on from its own.
-    fit(model, batches, validation, folder, done, arguments.epochs, [keras.callbacks.SwapEMAWeights()])
+        print(f"{len(held)} held out; before the first step the cosine to the teacher is {cosine():.4f}", flush=True)
+    if arguments.epochs:
+        # Validation sees the averaged weights; training goes on from its own.
+        fit(model, batches, validation, folder, done, arguments.epochs, [keras.callbacks.SwapEMAWeights()])
     model = rebuilt(model, network, bfloat16=False)
     model.save(folder / "model.keras")
     (folder / "card.json").write_text(card(kept, len(faces), [path.stem for path in packs]).to_json())
     chosen = np.random.default_rng(arguments.seed).choice(len(faces), min(CALIBRATION_FACES, len(faces)), replace=False)
     np.save(folder / "calibrate.npy", np.stack([faces.picture(int(i)) for i in chosen]))
-    print(f"{folder / 'model.keras'}: cosine to the teacher {done[-1]['val_alike']:.4f} on held-out people")
+    print(f"{folder / 'model.keras'}: cosine to the teacher {cosine():.4f} on held-out people")
 
 
 # The data

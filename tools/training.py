@@ -78,6 +78,12 @@ def beginning(starts: Sequence[Path | str]) -> str:
     return f"from {Path(starts[0]).name} of an earlier run" if starts else "random start"
 
 
+def check_mean(epochs: int, starts: Sequence[Path | str], *, resume: bool) -> None:
+    """InputError where no epoch is to be trained, and there is no mean of --start to write."""
+    if not epochs and (resume or not starts):
+        raise InputError("--epochs 0 writes the mean of other runs' models: name them with --start, without --resume")
+
+
 def checkpoint(folder: Path) -> Path:
     """Where a run keeps its model, with the optimiser's state, after every epoch."""
     return folder / "checkpoint.keras"
