@@ -172,14 +172,15 @@ def test_the_shipped_detectors_reach_their_floors(comparing):
     from compare_detectors import parameters
 
     for name, ap50, least, farthest in (
-        # The aim for the landmarks is 0.04, which docs/models.md says is missed: these keep what is reached.
-        ("near", "AP50, faces >= 32 px", 0.9, 0.07),
-        ("far", "AP50, faces >= 16 px", 0.895, 0.045),
+        # The aim for the landmarks is 0.04. Of all faces `near` misses it (docs/models.md): this keeps what is reached.
+        ("near", "AP50, faces >= 32 px", 0.9, 0.055),
+        ("far", "AP50, faces >= 16 px", 0.895, 0.04),
     ):
         path = find_model(name)
         figures = {(m.metric, m.precision): m.value for m in read_card(path.with_suffix(".json")).metrics}
         assert figures[ap50, "int8"] >= max(least, figures[ap50, "float32"] - 0.01)
         assert figures["landmark error, >= 32 px", "int8"] <= farthest
+        assert figures["landmark error at min_score, >= 32 px", "int8"] <= 0.04
         assert figures["false faces / empty picture", "int8"] <= 1 / 50
         assert parameters(path) < 400_000
 

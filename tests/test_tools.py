@@ -948,6 +948,24 @@ def is_mean_of_itself(script, limit, model, card):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+def test_the_detectors_first_convolution_is_a_plain_one_at_four_places_at_once():
+    import keras
+    from former_network import go_on_from
+    from train_detector import network
+
+    model = network(224, 288)
+    pictures = np.random.default_rng(0).uniform(-1, 1, (4, 224, 288, 3)).astype(np.float32)
+    go_on_from(ROOT / "models/near.tflite", model, pictures)
+    (first, *_) = (layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D))
+    (kernel,) = first.get_weights()
+    by_pixel = kernel.reshape(3, 16, 3, 4, 8)  # rows, pixels of two groups, channels, places, filters
+    plain = keras.layers.Conv2D(8, 3, 2, padding="same", use_bias=False)
+    plain.build((None, 224, 288, 3))
+    plain.set_weights([by_pixel[:, :3, :, 0]])
+    given = np.asarray(keras.Model(model.input, first.output)(pictures)).reshape(4, 112, 144, 8)
+    np.testing.assert_allclose(given, np.asarray(plain(pictures)), atol=2e-3 * np.abs(given).max())
+
+
 def test_the_detectors_loss_is_as_defined():
     from train_detector import BOX_WEIGHT, loss, overlaps
 

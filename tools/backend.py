@@ -10,6 +10,8 @@ if find_spec("keras") is None:
     sys.exit(f"{Path(sys.argv[0]).stem}: Keras isn't installed; the tools need pip install '.[train]'")
 
 os.environ.setdefault("KERAS_BACKEND", "torch" if find_spec("torch") else "tensorflow")
+if find_spec(chosen := os.environ["KERAS_BACKEND"]) is None:
+    sys.exit(f"{Path(sys.argv[0]).stem}: KERAS_BACKEND={chosen} isn't installed: unset it, or pip install {chosen}")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 COMPILE = os.environ["KERAS_BACKEND"] == "jax"

@@ -212,9 +212,10 @@ def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
 def network(height: int = CANVAS[1], width: int = CANVAS[0]) -> keras.Model:
     """BGR pictures to logits (n x 1), sides (n x 4) and landmarks (n x 10); see `decode_centre` for what they mean."""
     picture = keras.Input((height, width, 3), name="picture")
-    # Two places of 8 channels at once: of a kernel that sees three channels and writes 8, processors make little.
-    pairs = convolution(layers.Reshape((height, width // 4, 12))(picture), 16, (3, 2), (2, 1))
-    x = layers.Reshape((height // 2, width // 2, 8))(pairs)
+    # Four places of 8 channels at once, from eight pixels and the next eight (which have to divide the width): of a
+    # kernel that sees three channels and writes 8, processors make little.
+    places = convolution(layers.Reshape((height, width // 8, 24))(picture), 32, (3, 2), (2, 1))
+    x = layers.Reshape((height // 2, width // 2, 8))(places)
     x = convolution(x, 24, 3, 2)
     # Where a face is, to less than a pixel, is told by the finest of what is seen.
     with keras.name_scope(ADDED):

@@ -73,8 +73,8 @@ NOBODY = -1
 SURELY = 0.35
 """A face whose answer is less like the middle of its id's is somebody else's, or hardly seen: 4 % of CelebA's."""
 TURNED, RESIZED, MOVED = 3.5, 0.055, 2.0
-"""Degrees, a share, and pixels of 112 (standard deviations): how far off faces are aligned to learn from. It lies
-between what `far`'s landmarks and what `near`'s do, by their cards."""
+"""Degrees, a share, and pixels of 112 (standard deviations): how far off faces are aligned to learn from. About as far
+as by `near`'s landmarks, by its card."""
 STRETCH = 2.0
 """Pixels, of 112, by which a made face's features are moved (a standard deviation), each of a 4x4 grid by itself."""
 CALIBRATION_FACES = 224
