@@ -948,22 +948,34 @@ def is_mean_of_itself(script, limit, model, card):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-def test_the_detectors_first_convolution_is_a_plain_one_at_four_places_at_once():
+def test_the_detectors_first_convolution_takes_eight_pixels_for_four_places():
     import keras
-    from former_network import go_on_from
     from train_detector import network
 
-    model = network(224, 288)
-    pictures = np.random.default_rng(0).uniform(-1, 1, (4, 224, 288, 3)).astype(np.float32)
-    go_on_from(ROOT / "models/near.tflite", model, pictures)
+    model, rng = network(64, 96), np.random.default_rng(0)
     (first, *_) = (layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D))
-    (kernel,) = first.get_weights()
-    by_pixel = kernel.reshape(3, 16, 3, 4, 8)  # rows, pixels of two groups, channels, places, filters
+    kernel = rng.normal(size=(3, 3, 3, 8)).astype(np.float32)
+    by_place = np.zeros((3, 16, 3, 4, 8), np.float32)  # rows, pixels of two groups, channels, places, filters
+    for place in range(4):
+        by_place[:, 2 * place : 2 * place + 3, :, place] = kernel
+    first.set_weights([by_place.reshape(first.kernel.shape)])
     plain = keras.layers.Conv2D(8, 3, 2, padding="same", use_bias=False)
-    plain.build((None, 224, 288, 3))
-    plain.set_weights([by_pixel[:, :3, :, 0]])
-    given = np.asarray(keras.Model(model.input, first.output)(pictures)).reshape(4, 112, 144, 8)
-    np.testing.assert_allclose(given, np.asarray(plain(pictures)), atol=2e-3 * np.abs(given).max())
+    plain.build((None, 64, 96, 3))
+    plain.set_weights([kernel])
+    pictures = rng.uniform(-1, 1, (2, 64, 96, 3)).astype(np.float32)
+    given = np.asarray(keras.Model(model.input, first.output)(pictures)).reshape(2, 32, 48, 8)
+    np.testing.assert_allclose(given, np.asarray(plain(pictures)), atol=1e-4)
+
+
+def test_what_ships_is_a_start_for_the_detectors_trainer():
+    from former_network import go_on_from
+    from train_detector import INPUTS, network
+
+    for name, asked in INPUTS.items():
+        pictures = np.random.default_rng(0).uniform(-1, 1, (4, asked.height, asked.width, 3)).astype(np.float32)
+        go_on_from(
+            ROOT / f"models/{name}.tflite", network(asked.height, asked.width), pictures
+        )  # it compares
 
 
 def test_the_detectors_loss_is_as_defined():
