@@ -973,9 +973,7 @@ def test_what_ships_is_a_start_for_the_detectors_trainer():
 
     for name, asked in INPUTS.items():
         pictures = np.random.default_rng(0).uniform(-1, 1, (4, asked.height, asked.width, 3)).astype(np.float32)
-        go_on_from(
-            ROOT / f"models/{name}.tflite", network(asked.height, asked.width), pictures
-        )  # it compares
+        go_on_from(ROOT / f"models/{name}.tflite", network(asked.height, asked.width), pictures)  # it compares
 
 
 def test_the_detectors_loss_is_as_defined():
