@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -95,7 +95,8 @@ class Tracker:
         """The confirmed tracks in view, oldest first; one that wasn't found just now keeps its last detection."""
         now_s = frame.stream_s
         expected = [(c.foreseen(now_s), c.reach(now_s)) for c in self._candidates]
-        pairs = match(expected, [d.box for d in detections])
+        doubtful = {i for i, candidate in enumerate(self._candidates) if not candidate.confirmed}
+        pairs = match(expected, [d.box for d in detections], doubtful)
         for i, candidate in enumerate(self._candidates):
             if i in pairs:
                 candidate.found(detections[pairs[i]], frame)
@@ -117,17 +118,22 @@ class Tracker:
         return _Candidate(track, detection.box.side)
 
 
-def match(expected: Sequence[tuple[Box, float]], found: Sequence[Box]) -> dict[int, int]:
+def match(
+    expected: Sequence[tuple[Box, float]], found: Sequence[Box], doubtful: Collection[int] = ()
+) -> dict[int, int]:
     """Which expected box (index) is which found one (index), each box in one pair at most.
 
     First by overlap; then what is left, by the distance of the middles, within the reach (in sizes of the face) that
     is given with each expected box. The best pairs come first, but those of a smaller reach before all: whoever was
-    seen just now isn't mistaken for somebody who has been hidden behind her for a while.
+    seen just now isn't mistaken for somebody who has been hidden behind her for a while. The `doubtful` (indices) take
+    what is left: part of a face, as it comes out from behind another, may have begun one that isn't confirmed yet.
     """
     pairs: dict[int, int] = {}
     both = [*product(range(len(expected)), range(len(found)))]
-    for similarity in (_overlap, _nearness):
-        rated = [(-expected[i][1], similarity(*expected[i], found[j]), i, j) for i, j in both]
+    for last, similarity in product((False, True), (_overlap, _nearness)):
+        rated = [
+            (-expected[i][1], similarity(*expected[i], found[j]), i, j) for i, j in both if (i in doubtful) is last
+        ]
         for _, likeness, i, j in sorted(rated, reverse=True):
             if likeness > 0 and i not in pairs and j not in pairs.values():
                 pairs[i] = j

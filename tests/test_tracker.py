@@ -187,6 +187,13 @@ def test_whoever_was_seen_just_now_comes_before_whoever_was_hidden():
     assert match([hidden, (Box(65, 0, 100, 100), 0.7)], [Box(-5, 0, 100, 100)]) == {0: 0}
 
 
+def test_whoever_is_known_to_be_there_comes_before_what_a_part_of_a_face_began():
+    hidden, part, face = Box(0, 0, 100, 100), Box(85, 20, 45, 60), Box(70, 0, 75, 100)
+    assert hidden.iou(face) < part.iou(face)
+    assert match([(hidden, 1.5), (part, 0.7)], [face]) == {1: 0}
+    assert match([(hidden, 1.5), (part, 0.7)], [face], doubtful={1}) == {0: 0}
+
+
 def test_a_face_is_looked_for_within_its_reach():
     def found(distance: float, reach: float) -> bool:
         return match([(Box(0, 0, 100, 100), reach)], [Box(distance, 0, 100, 100)]) == {0: 0}
