@@ -963,8 +963,8 @@ def test_the_detectors_first_convolution_takes_eight_pixels_for_four_places():
     plain.build((None, 64, 96, 3))
     plain.set_weights([kernel])
     pictures = rng.uniform(-1, 1, (2, 64, 96, 3)).astype(np.float32)
-    given = np.asarray(keras.Model(model.input, first.output)(pictures)).reshape(2, 32, 48, 8)
-    np.testing.assert_allclose(given, np.asarray(plain(pictures)), atol=1e-4)
+    given = keras.ops.convert_to_numpy(keras.Model(model.input, first.output)(pictures)).reshape(2, 32, 48, 8)
+    np.testing.assert_allclose(given, keras.ops.convert_to_numpy(plain(pictures)), atol=1e-4)
 
 
 def test_what_ships_is_a_start_for_the_detectors_trainer():
