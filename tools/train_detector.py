@@ -343,9 +343,7 @@ def write(average: keras.Model, scenes: Scenes, settings: dict[str, Any], folder
 
 def at_size(name: str, average: keras.Model) -> keras.Model:
     """The network at one of its sizes."""
-    sized = network(INPUTS[name].height, INPUTS[name].width)
-    sized.set_weights(average.get_weights())
-    return sized
+    return rebuilt(average, partial(network, INPUTS[name].height, INPUTS[name].width), bfloat16=False)
 
 
 def fitted(scenes: Scenes, name: str, number: int, seed: int) -> Image:
