@@ -719,7 +719,7 @@ def test_photos_whose_fields_dont_go_together_are_told(tools, tmp_path, field, w
 def test_no_track_of_a_non_face_lasts_over_a_second(tools, name):
     """On the clips, five frames a second: YuNet sees a face in each such track too, in half of the looks and more."""
     from evaluate_gallery import frames_of
-    from peer_detectors import YUNET, YuNet
+    from peers import YUNET, YuNet
 
     detector = Detector(Model(find_model(name), "detector"))
     yunet = YuNet(DATA / YUNET, 640, 0.5)

@@ -1163,15 +1163,15 @@ def test_a_deeper_network_begins_with_the_answers_of_the_shallower_one(monkeypat
 
 @needs_data
 def test_yunet_is_decoded_as_opencv_does():
-    import onnxruntime
     from detector_scenes import open_photos
-    from peer_detectors import YUNET
+    from peers import YUNET
 
     photos = open_photos(DATA / "det_val.npz")
     several = np.flatnonzero(np.bincount(photos.fields["img"]) >= 3)
     picture, _ = letterbox(photos.picture(int(several[0])), 640, 640)
-    network = onnxruntime.InferenceSession(DATA / YUNET)
-    given = network.run(None, {"input": picture.transpose(2, 0, 1)[None].astype(np.float32)})
+    network = cv2.dnn.readNet(str(DATA / YUNET))
+    network.setInput(picture.transpose(2, 0, 1)[None].astype(np.float32))
+    given = network.forward([f"{kind}_{stride}" for kind in ("cls", "obj", "bbox", "kps") for stride in (8, 16, 32)])
     scores, boxes, landmarks = decode_yunet(tuple(output[0] for output in given), grid_cells(640, 640), 0.1)
     kept = suppress(scores, boxes, MAX_IOU)
     _, rows = cv2.FaceDetectorYN.create(str(DATA / YUNET), "", (640, 640), 0.1, MAX_IOU).detect(picture)
@@ -1183,9 +1183,8 @@ def test_yunet_is_decoded_as_opencv_does():
 
 @needs_data
 def test_scrfd_places_a_face_where_ours_does():
-    pytest.importorskip("ncnn", reason="SCRFD runs through ncnn: pip install ncnn")
     from data import open_pack
-    from peer_detectors import SCRFD, Scrfd
+    from peers import SCRFD, Scrfd
 
     lfw = open_pack(DATA / "lfw_pairs_112.npz")
     face = cv2.copyMakeBorder(lfw.picture(0), 64, 64, 64, 64, cv2.BORDER_REPLICATE)
@@ -1197,7 +1196,6 @@ def test_scrfd_places_a_face_where_ours_does():
 
 @needs_data
 def test_pictures_of_one_sure_face_become_a_pack(tmp_path):
-    pytest.importorskip("ncnn", reason="SCRFD runs through ncnn: pip install ncnn")
     from data import open_pack
     from detector_scenes import open_photos
 
@@ -1217,8 +1215,23 @@ def test_pictures_of_one_sure_face_become_a_pack(tmp_path):
 
 
 @needs_data
+def test_faces_of_a_folder_are_one_persons(tmp_path):
+    from data import open_pack
+
+    lfw = open_pack(DATA / "lfw_pairs_112.npz")
+    for number, name in enumerate(["ann/1.png", "ann/2.png", "bob/1.png", "bob/none.png"]):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        face = cv2.copyMakeBorder(lfw.picture(number), 64, 64, 64, 64, cv2.BORDER_REPLICATE)
+        cv2.imwrite(str(tmp_path / name), face if number < 3 else np.zeros_like(face))
+    told = tool("align_faces.py", tmp_path, "--people", "-o", tmp_path / "people.npz", "--data", DATA.resolve()).stdout
+    assert told.endswith("people.npz: 3 faces of 4 pictures\n")
+    assert open_pack(tmp_path / "people.npz").fields["ids"].tolist() == [0, 0, 1]
+    tool("align_faces.py", tmp_path, "-o", tmp_path / "faces.npz", "--data", DATA.resolve())
+    assert "ids" not in open_pack(tmp_path / "faces.npz").fields, "then whose each is isn't known"
+
+
+@needs_data
 def test_our_detectors_stand_beside_others_in_a_table(tmp_path):
-    pytest.importorskip("ncnn", reason="SCRFD runs through ncnn: pip install ncnn")
     from data import open_pack, save_pack
 
     (tmp_path / "peers").symlink_to((DATA / "peers").resolve())
@@ -1246,12 +1259,11 @@ def test_our_detectors_stand_beside_others_in_a_table(tmp_path):
 
 
 def test_a_damaged_peer_is_told(tmp_path):
-    from peer_detectors import Scrfd, YuNet
+    from peers import Scrfd, YuNet
 
     (tmp_path / "yunet.onnx").write_bytes(b"\x08\x07cut")
     with pytest.raises(InputError, match=r"yunet\.onnx: it can't be loaded"):
         YuNet(tmp_path / "yunet.onnx", 320, 0.5)
-    pytest.importorskip("ncnn", reason="SCRFD runs through ncnn: pip install ncnn")
     (tmp_path / "scrfd.param").write_text("version of a pointer, not a network\n")
     with pytest.raises(InputError, match=r"scrfd\.bin isn't there"):
         Scrfd(tmp_path / "scrfd", 320, 0.5)

@@ -1,6 +1,7 @@
 """Make a pack of aligned faces from a folder of pictures, for train_embedding.py to learn from beside the shared data.
 
     python tools/align_faces.py pictures/ -o runs/embedding/more.npz
+    python tools/align_faces.py people/ --people -o runs/embedding/people.npz
 
 The largest face of each picture is found by YuNet (OpenCV's FaceDetectorYN) and brought to the 112x112 template.
 """
@@ -14,7 +15,7 @@ import cv2
 import numpy as np
 from command_line import Parser, pack_path, run
 from data import DATA, save_pack, some_pictures_below
-from peer_detectors import YUNET, Detect, YuNet
+from peers import YUNET, Detect, YuNet
 from tqdm import tqdm
 
 from edgefer.errors import InputError
@@ -31,13 +32,16 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("folder", type=Path, help="pictures, in any depth of folders")
     parser.add_argument("-o", "--output", type=pack_path, required=True, help="the .npz to write")
+    parser.add_argument(
+        "--people", action="store_true", help="a folder's pictures are one person's, another folder's another's"
+    )
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the research data (%(default)s)")
     parser.add_argument("--min-score", type=float, default=0.7, help="of YuNet, 0..1 (%(default)s)")
     arguments = parser.parse_args()
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     paths = some_pictures_below(arguments.folder)
     detector = YuNet(arguments.data / YUNET, SIDE, arguments.min_score)
-    jpegs = []
+    jpegs, folders = [], []
     for path in tqdm(paths, unit="picture", mininterval=10):
         try:
             image = read_picture(path)
@@ -46,9 +50,11 @@ def main() -> None:
         if landmarks := largest_face(detector, image):
             face = aligned(image, landmarks)
             jpegs.append(cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].ravel())
+            folders.append(str(path.parent))
     if not jpegs:
         raise InputError(f"{arguments.folder}: no face was found on any of {len(paths)} pictures")
-    save_pack(arguments.output, blob=np.concatenate(jpegs), off=np.cumsum([0, *map(len, jpegs)]))
+    whose = {"ids": np.unique(folders, return_inverse=True)[1]} if arguments.people else {}
+    save_pack(arguments.output, blob=np.concatenate(jpegs), off=np.cumsum([0, *map(len, jpegs)]), **whose)
     print(f"{arguments.output}: {len(jpegs)} faces of {len(paths)} pictures")
 
 

@@ -27,7 +27,7 @@ from data import DATA
 from detector_scenes import open_photos
 from emotion_faces import TRAIN, VALIDATION, at_size, find_faces, with_labels_of
 from numpy.typing import NDArray
-from peer_detectors import YUNET, YuNet
+from peers import YUNET, YuNet
 
 from edgefer.errors import InputError
 from edgefer.messages import Box, Detection, Image

@@ -2,7 +2,7 @@
 
     python tools/label_faces.py pictures/ -o runs/detector/large.npz --limit 1500
 
-Boxes and points are SCRFD-2.5g's (`pip install ncnn`); pictures on which YuNet disagrees are left out, and what may be
+Boxes and points are SCRFD-2.5g's; pictures on which YuNet disagrees are left out, and what may be
 another face is marked to be ignored. The pack has
 the fields of det_train.npz that the trainer reads.
 """
@@ -18,7 +18,7 @@ from command_line import Parser, count, pack_path, run
 from data import DATA, save_pack, some_pictures_below
 from detector_scenes import Floats, sizes_of
 from numpy.typing import NDArray
-from peer_detectors import SCRFD, YUNET, Scrfd, YuNet
+from peers import SCRFD, YUNET, Scrfd, YuNet
 from tqdm import tqdm
 
 from edgefer.errors import InputError

@@ -1,6 +1,7 @@
-"""Public face detectors to compare ours with, and to label pictures by: SCRFD through ncnn, YuNet through OpenCV.
+"""Public networks to compare ours with, to label pictures by and to learn from; none is part of edgefer.
 
-They take the same `pictures -> [Detection]` as edgefer's own; neither is part of edgefer. `pip install ncnn` for SCRFD.
+SCRFD through ncnn and YuNet through OpenCV take the same `pictures -> [Detection]` as edgefer's own detectors, and a
+MobileFaceNet through ncnn the same aligned faces as its embedding.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, cast
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from edgefer.errors import InputError
 from edgefer.messages import Box, Detection, Image, Landmarks
@@ -41,17 +43,7 @@ class Scrfd:
     """
 
     def __init__(self, model: Path, side: int, min_score: float) -> None:
-        try:
-            import ncnn  # noqa: PLC0415  # of use here only
-        except ImportError as error:
-            raise InputError("SCRFD runs through ncnn, which isn't installed: pip install ncnn") from error
-        param, weights = (peer(model.with_name(model.name + end)) for end in (".param", ".bin"))
-        self._ncnn, self._side, self._min_score = ncnn, side, min_score
-        self._net = ncnn.Net()
-        self._net.opt.num_threads = 1
-        for path, load in ((param, self._net.load_param), (weights, self._net.load_model)):
-            if load(str(path)) != 0:
-                raise InputError(f"{path}: {DAMAGED}")
+        self._net, self._side, self._min_score = ncnn_network(model), side, min_score
 
     def __call__(self, image: Image) -> list[Detection]:
         """The faces of a picture (BGR), best first, in pixels of the picture."""
@@ -59,7 +51,7 @@ class Scrfd:
         rgb = cv2.cvtColor(square, cv2.COLOR_BGR2RGB).astype(np.float32).transpose(2, 0, 1)
         pixels = np.ascontiguousarray((rgb - 127.5) / 128)  # ncnn reads it where it lies
         extractor = self._net.create_extractor()
-        extractor.input("input.1", self._ncnn.Mat(pixels))
+        extractor.input("input.1", ncnn().Mat(pixels))
         found = [self._grid(extractor, stride) for stride in (8, 16, 32)]
         scores, boxes, points = (np.concatenate(parts) for parts in zip(*found, strict=True))
         kept = suppress(scores, boxes, MAX_IOU)
@@ -100,6 +92,42 @@ class YuNet:
         points = rows[:, 4:14].reshape(-1, 5, 2) / scale
         found = zip(boxes, points, rows[:, 14], strict=True)
         return [detection(image, box, five, float(score)) for box, five, score in found]
+
+
+class MobileFaceNet:
+    """MobileFaceNet (Chen et al. 2018), as somebody trained it: LFW 99.4 %."""
+
+    def __init__(self, model: Path) -> None:
+        self._net = ncnn_network(model)
+
+    def __call__(self, face: Image) -> NDArray[np.float32]:
+        """128 values for an aligned face, 112x112 x BGR; their direction says who it is."""
+        height, width = face.shape[:2]
+        pixels = np.ascontiguousarray(face)  # ncnn reads it where it lies
+        extractor = self._net.create_extractor()
+        mat = ncnn().Mat
+        extractor.input("data", mat.from_pixels(pixels, mat.PixelType.PIXEL_BGR2RGB, width, height))
+        return np.array(extractor.extract("fc1")[1])
+
+
+def ncnn() -> Any:
+    """The module of the runtime for two of the three; InputError where it isn't installed."""
+    try:
+        import ncnn as runtime  # noqa: PLC0415  # YuNet does without
+    except ImportError as error:
+        raise InputError("ncnn isn't installed, which runs SCRFD and MobileFaceNet: pip install '.[train]'") from error
+    return runtime
+
+
+def ncnn_network(model: Path) -> Any:
+    """The network of `model`.param and `model`.bin, on one thread: several for one small picture mostly wait."""
+    network = ncnn().Net()
+    network.opt.num_threads = 1
+    param, weights = (peer(model.with_name(model.name + end)) for end in (".param", ".bin"))
+    for path, load in ((param, network.load_param), (weights, network.load_model)):
+        if load(str(path)) != 0:
+            raise InputError(f"{path}: {DAMAGED}")
+    return network
 
 
 def peer(path: Path) -> Path:
