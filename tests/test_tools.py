@@ -28,6 +28,7 @@ from edgefer.messages import Box, Detection  # noqa: E402
 from edgefer.vision.card import ModelCard, ModelInput, read_card  # noqa: E402
 from edgefer.vision.decoders import decode_yunet, grid_cells  # noqa: E402
 from edgefer.vision.detector import MAX_IOU, Detector, suppress  # noqa: E402
+from edgefer.vision.embedder import units  # noqa: E402
 from edgefer.vision.emotion import EmotionReader  # noqa: E402
 from edgefer.vision.model import Model, find_card, find_model  # noqa: E402
 from edgefer.vision.preprocess import letterbox  # noqa: E402
@@ -1036,8 +1037,6 @@ def test_a_face_is_kept_apart_from_other_people_by_a_margin(tmp_path):
     import train_embedding as trainer
     from data import open_pack, save_pack
 
-    from edgefer.vision.embedder import units
-
     rng = np.random.default_rng(0)
     taught = units(rng.normal(size=(6, trainer.EMBEDDING)).astype(np.float32))
     taught[1] = units(taught[:1] + 0.5 * taught[1:2])[0]  # 7's two are alike; one of 9's three is somebody else
@@ -1228,6 +1227,22 @@ def test_faces_of_a_folder_are_one_persons(tmp_path):
     assert open_pack(tmp_path / "people.npz").fields["ids"].tolist() == [0, 0, 1]
     tool("align_faces.py", tmp_path, "-o", tmp_path / "faces.npz", "--data", DATA.resolve())
     assert "ids" not in open_pack(tmp_path / "faces.npz").fields, "then whose each is isn't known"
+
+
+@needs_data
+def test_who_teaches_tells_people_apart():
+    from data import open_pack
+    from peers import MobileFaceNet
+    from train_embedding import TEACHER
+
+    lfw, teacher = open_pack(DATA / "lfw_pairs_112.npz"), MobileFaceNet(DATA / "peers" / TEACHER)
+    pairs, same = lfw.fields["pairs"], lfw.fields["same"].astype(bool)
+    alike = []
+    for rows in (np.flatnonzero(same)[:20], np.flatnonzero(~same)[:20]):
+        one, other = (units(np.stack([teacher(lfw.picture(int(i))) for i in pairs[rows, side]])) for side in (0, 1))
+        alike.append((one * other).sum(1))
+    assert alike[0].min() > 0.5, "0.55; with red for blue 0.48"
+    assert alike[1].max() < 0.3
 
 
 @needs_data
