@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 
 import cv2
@@ -54,6 +55,15 @@ def test_a_face_that_is_cut_close_has_no_black_around_it(tool):
     for x, y in TEMPLATE:
         assert white[round(y) - 1 : round(y) + 2, round(x) - 1 : round(x) + 2].all()
     assert white.sum() < 5 * 45
+
+
+def test_one_folder_is_not_several_people(tool, tmp_path, monkeypatch):
+    (tmp_path / "ann").mkdir()
+    for name in ("1.png", "2.png"):
+        cv2.imwrite(str(tmp_path / "ann" / name), np.zeros((64, 64, 3), np.uint8))
+    monkeypatch.setattr(sys, "argv", ["align_faces.py", str(tmp_path), "--people", "-o", str(tmp_path / "people.npz")])
+    with pytest.raises(InputError, match=r"--people: all pictures lie in .*ann; a folder for each"):
+        tool("align_faces").main()
 
 
 def test_a_picture_without_a_byte_is_told(tool):

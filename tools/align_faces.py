@@ -40,6 +40,8 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     paths = some_pictures_below(arguments.folder)
+    if arguments.people and len({path.parent for path in paths}) == 1:
+        raise InputError(f"--people: all pictures lie in {paths[0].parent}; a folder for each person is wanted")
     detector = YuNet(arguments.data / YUNET, SIDE, arguments.min_score)
     jpegs, folders = [], []
     for path in tqdm(paths, unit="picture", mininterval=10):
