@@ -1232,10 +1232,9 @@ def test_faces_of_a_folder_are_one_persons(tmp_path):
 @needs_data
 def test_who_teaches_tells_people_apart():
     from data import open_pack
-    from peers import MobileFaceNet
-    from train_embedding import TEACHER
+    from peers import TEACHER, MobileFaceNet
 
-    lfw, teacher = open_pack(DATA / "lfw_pairs_112.npz"), MobileFaceNet(DATA / "peers" / TEACHER)
+    lfw, teacher = open_pack(DATA / "lfw_pairs_112.npz"), MobileFaceNet(DATA / TEACHER)
     pairs, same = lfw.fields["pairs"], lfw.fields["same"].astype(bool)
     alike = []
     for rows in (np.flatnonzero(same)[:20], np.flatnonzero(~same)[:20]):

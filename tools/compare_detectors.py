@@ -2,11 +2,11 @@
 
     python tools/compare_detectors.py far near
 
-The odd images of faceboxes_dev, which nothing of ours trains on. AP50 and recall are of
-faces by size, in pixels of the picture (its long side has 400 at most); the recall is at the score that makes up one
-face in ten images; the points' error is that of det_val's faces of at least 32 px, of all that are found and of those
-found with a usual score. Each picture goes to all in turn, on one thread; letterbox, network, decoding at a usual
-threshold and suppression are timed, and told as a ratio to the first card's median.
+The odd images of faceboxes_dev, which nothing of ours trains on. AP50 and recall are of faces by size, in pixels of the
+picture (its long side has 400 at most); the recall is at the score that makes up one face in ten images; the points'
+error is that of det_val's faces of at least 32 px, of all that are found and of those found with a usual score. Each
+picture goes to all in turn, on one thread; letterbox, network, decoding at a usual threshold and suppression are timed,
+and told as a ratio to the first card's median.
 """
 
 from __future__ import annotations

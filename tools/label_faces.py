@@ -2,9 +2,8 @@
 
     python tools/label_faces.py pictures/ -o runs/detector/large.npz --limit 1500
 
-Boxes and points are SCRFD-2.5g's; pictures on which YuNet disagrees are left out, and what may be
-another face is marked to be ignored. The pack has
-the fields of det_train.npz that the trainer reads.
+Boxes and points are SCRFD-2.5g's; pictures on which YuNet disagrees are left out, and what may be another face is
+marked to be ignored. The pack has the fields of det_train.npz that the trainer reads.
 """
 
 from __future__ import annotations

@@ -24,6 +24,8 @@ PARAMETERS = {"SCRFD-2.5g": 820_000, "SCRFD-500m": 570_000, "YuNet": 75_856}
 """As their authors tell: SCRFD's README of the models with points, YuNet's paper (Wu et al. 2023)."""
 YUNET, SCRFD = Path("peers/yunet_n_640_640.onnx"), Path("peers/scrfd_2.5g_kps")
 """The peers that label, in the folder of the research data."""
+TEACHER = Path("peers/honghu_mobilefacenet")
+"""The one that teaches there: of two, whose answers a face's light and alignment move less (models/MODELS.md)."""
 DAMAGED = "it can't be loaded; is it whole? get the research data's peers again"
 
 

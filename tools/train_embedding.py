@@ -38,6 +38,7 @@ from keras import ops
 from mixing import mixed
 from muon import Muon
 from numpy.typing import NDArray
+from peers import TEACHER, MobileFaceNet
 from tqdm import tqdm
 from training import (
     BFLOAT16,
@@ -78,8 +79,6 @@ as by `near`'s landmarks, by its card."""
 STRETCH = 2.0
 """Pixels, of 112, by which a made face's features are moved (a standard deviation), each of a 4x4 grid by itself."""
 CALIBRATION_FACES = 224
-TEACHER = "honghu_mobilefacenet"
-"""Of the two that there are the one that a face's light and alignment move less (models/MODELS.md)."""
 
 Floats = NDArray[np.float32]
 
@@ -123,12 +122,12 @@ def main() -> None:
     check_mean(arguments.epochs, arguments.start, resume=arguments.resume)
     begin(arguments.seed)
 
-    packs = [Path(arguments.data) / "celeba_wild_id_112.npz"]
-    packs += [Path(more) for more in arguments.more] or [Path(arguments.data) / "utk_112.npz"]
-    faces, held, peers = Faces(), Faces(), Path(arguments.data) / "peers"
+    faces, held, data = Faces(), Faces(), Path(arguments.data)
+    packs = [data / "celeba_wild_id_112.npz"]
+    packs += [Path(more) for more in arguments.more] or [data / "utk_112.npz"]
     for path in packs:
         pack = open_pack(path)
-        taught = teach(pack, folder / "teacher", peers, arguments.limit)
+        taught = teach(pack, folder / "teacher", data, arguments.limit)
         apart = held_out(pack)[: len(taught)] if path == packs[0] else np.zeros(len(taught), bool)
         held.add(pack, np.flatnonzero(apart), taught)
         # Pictures of a person who is held out may stand in another pack too.
@@ -138,7 +137,7 @@ def main() -> None:
         raise InputError(f"--limit {arguments.limit}: {packs[0]} holds nobody to validate on among so few; take more")
     if arguments.mixed:
         made = pairs_mixed(faces, arguments.mixed, arguments.seed)
-        faces.add(made, np.arange(len(made)), teach(made, folder / "teacher", peers))
+        faces.add(made, np.arange(len(made)), teach(made, folder / "teacher", data))
     batches = Batches(maker(faces), len(faces), arguments.batch, arguments.seed, arguments.workers)
     pictures = np.stack([normalise(held.picture(i), INPUT) for i in range(len(held))])
     validation = pictures, targets(held.taught, [NOBODY] * len(held))
@@ -177,7 +176,7 @@ def main() -> None:
 # The data
 
 
-def teach(pack: Pack, folder: Path, peers: Path, limit: int | None = None) -> Floats:
+def teach(pack: Pack, folder: Path, data: Path, limit: int | None = None) -> Floats:
     """The teacher's unit vectors for the faces of a pack, n x 128; computed once and kept in `folder`.
 
     Each is the mean of the face's and its mirror image's: steadier, and learnt from both.
@@ -185,13 +184,11 @@ def teach(pack: Pack, folder: Path, peers: Path, limit: int | None = None) -> Fl
     # Another pack of the same name is known by its pictures' sizes.
     digest = zlib.crc32(pack.fields["off"].tobytes())
     name = Path(pack.name).stem
-    kept = folder / f"{TEACHER}-{name}-{digest:08x}{'' if limit is None else f'-{limit}'}.npy"
+    kept = folder / f"{TEACHER.name}-{name}-{digest:08x}{'' if limit is None else f'-{limit}'}.npy"
     if kept.is_file():
         vectors: Floats = np.load(kept)
         return vectors
-    from peers import MobileFaceNet  # noqa: PLC0415  # not needed to resume
-
-    answer, answers = MobileFaceNet(peers / TEACHER), []
+    answer, answers = MobileFaceNet(data / TEACHER), []
     for i in tqdm(range(len(pack))[:limit], desc=f"teacher on {name}", unit="face", mininterval=10):
         face = pack.picture(i)
         answers.append(units(np.stack([answer(face), answer(face[:, ::-1])])).sum(0))
