@@ -483,6 +483,28 @@ def test_scores_far_below_the_best_cost_a_softmax_no_precision():
     np.testing.assert_array_equal(given.argmax(1), expected.argmax(1))
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [("Conv2D", {"filters": 3, "kernel_size": 3}), ("DepthwiseConv2D", {"kernel_size": 3}), ("Dense", {"units": 3})],
+)
+def test_a_channel_whose_weights_died_keeps_its_bias(kind, settings):
+    import keras
+    from keras_models import KerasModel
+    from precisions import Int8, run
+
+    picture = keras.Input((4, 4, 3))
+    layer = getattr(keras.layers, kind)(**settings)
+    network = keras.Model(picture, layer(keras.layers.Flatten()(picture) if kind == "Dense" else picture))
+    kernel, _ = layer.get_weights()
+    kernel.reshape(-1, 3)[:, 1] = 1e-13
+    layer.set_weights([kernel, np.array([0.5, 2.5, 0.0])])
+    floats = KerasModel(Path("dead.keras"), keras, network).to_tflite(4, 4, 3)
+    pictures = list(np.random.default_rng(0).uniform(size=(8, 4, 4, 3)).astype(np.float32))
+    (expected,) = run(floats, pictures)
+    (given,) = run(Int8(floats, pictures, (0.0, 1.0)).write("float32"), pictures)
+    np.testing.assert_allclose(given, expected, atol=np.ptp(expected) / 100)
+
+
 def test_one_end_of_a_range_is_clipped_without_the_other():
     from precisions import best_range
 

@@ -29,6 +29,11 @@ SHARES = np.linspace(0.3, 1, 29).tolist()
 """Of a tensor's smallest and largest value: where its range may end."""
 TURNS = 3
 """So often each end is chosen anew beside the other."""
+CHANNEL_AXIS = {schema.BuiltinOperator.CONV_2D: 0, schema.BuiltinOperator.DEPTHWISE_CONV_2D: -1}
+CHANNEL_AXIS[schema.BuiltinOperator.FULLY_CONNECTED] = 0
+"""Along which axis of its kernel an operator's channels lie."""
+MOST_STEPS = 2**28
+"""What a bias may count in steps of its input times its weights: an eighth of 32 bits, for ranges are narrowed yet."""
 _ERRORS = (ValueError, RuntimeError, KeyError)
 """What the quantizer raises where it can't go on."""
 SEEN = 2000
@@ -103,6 +108,36 @@ def without_tiles(floats: bytes) -> bytes:
     return bytes(tfl_flatbuffer_utils.flatbuffer_utils.convert_object_to_bytearray(model))
 
 
+def holding_biases(floats: bytes, ranges: Ranges) -> bytes:
+    """The same model, but for channels whose weights have died away: one is raised, until int8 can hold their bias.
+
+    A bias is counted in steps of its input times those of its channel's weights. Beside weights of 1e-11, as training
+    leaves them where nothing varies, 32 bits don't reach it, and the quantizer writes 0. The raised weight adds at most
+    a ten-thousandth of the bias.
+    """
+    model = tfl_flatbuffer_utils.read_model(floats)
+    graph = model.subgraphs[0]
+    for operator in graph.operators:
+        axis = CHANNEL_AXIS.get(model.operatorCodes[operator.opcodeIndex].builtinCode)
+        if axis is None or len(operator.inputs) < 3 or operator.inputs[2] < 0:
+            continue
+        taken, kept, added = (graph.tensors[index] for index in operator.inputs)
+        kernel, bias = (tfl_flatbuffer_utils.get_tensor_data(tensor, model.buffers) for tensor in (kept, added))
+        reach = ranges.get(taken.name.decode(), {"min": None})
+        if kernel is None or bias is None or reach["min"] is None:
+            continue
+        step = (max(float(reach["max"].max()), 0.0) - min(float(reach["min"].min()), 0.0)) / 255
+        least = np.abs(bias) / MOST_STEPS / max(step, 1e-12) * 127
+        by_channel = np.moveaxis(kernel.copy(), axis, 0).reshape(len(bias), -1)
+        dead = np.abs(by_channel).max(1) < least
+        if dead.any():
+            by_channel[dead, 0] = least[dead]
+            shape = np.moveaxis(kernel, axis, 0).shape
+            raised = np.ascontiguousarray(np.moveaxis(by_channel.reshape(shape), 0, axis))
+            model.buffers[kept.buffer].data = np.frombuffer(raised.tobytes(), np.uint8)
+    return bytes(tfl_flatbuffer_utils.flatbuffer_utils.convert_object_to_bytearray(model))
+
+
 class Int8:
     """Writes a float .tflite as int8, per channel: its input takes the range given, its activations what samples reach.
 
@@ -111,7 +146,6 @@ class Int8:
     """
 
     def __init__(self, floats: bytes, samples: list[Floats], input_range: tuple[float, float]) -> None:
-        self._floats = floats
         key, name, tensor = _input_names(floats)
         plan = recipe_manager.RecipeManager()
         plan.load_quantization_recipe(recipe.static_wi8_ai8())
@@ -126,6 +160,7 @@ class Int8:
         self._ranges = calibration.get_model_qsvs()
         for end, value in (("min", min(input_range)), ("max", max(input_range))):
             self._ranges[tensor][end] = np.full_like(self._ranges[tensor][end], value)
+        self._floats = floats = holding_biases(floats, self._ranges)
         whole, clipped = self._ranges, clip(floats, self._ranges, samples, {tensor})
         expected = run(floats, samples)
         noises = []
