@@ -139,7 +139,8 @@ model.save(f"{folder}/old.h5")
 open(f"{folder}/cut.h5", "wb").write(open(f"{folder}/old.h5", "rb").read()[:9000])
 model = plain(tf_keras)
 model.save_weights(f"{folder}/apart.weights.h5")
-open(f"{folder}/apart.json", "w").write(model.to_json())
+of_nn = model.to_json().replace('"softmax"', '"softmax_v2"')  # tf.nn.softmax, as TensorFlow 2.3 told of it
+open(f"{folder}/apart.json", "w").write(of_nn)
 """
 
 

@@ -36,6 +36,8 @@ from edgefer.errors import InputError
 
 Floats = NDArray[np.float32]
 BATCH = 64
+RENAMED = {"softmax_v2": "softmax"}
+"""TensorFlow's functions by the names that TensorFlow 2.3 and before saved, where they were given as activations."""
 
 
 class ConversionError(InputError):
@@ -263,13 +265,14 @@ def _first_that_reads(
     libraries = [keras] if (version or "").startswith("3") else [*_keras_2(), keras]
     failures = []
     for library in libraries:
+        known = {name: getattr(library.activations, now) for name, now in RENAMED.items()}
         try:
             with quiet():
                 if weights:
-                    model = library.models.model_from_json(json.dumps(config))
+                    model = library.models.model_from_json(json.dumps(config), custom_objects=known)
                     model.load_weights(str(weights))
                 else:
-                    model = library.models.load_model(str(path), compile=False)
+                    model = library.models.load_model(str(path), compile=False, custom_objects=known)
                 if not model.built:
                     raise ValueError("its input has no shape: it was saved before it was built")  # noqa: TRY301
                 model = _in_float32(model, library)
