@@ -44,7 +44,8 @@ BINS = 100
 SPREAD_COST = 0.1
 """Strangers come nearer to somebody the more templates there are, and the more these differ. This much of their
 variance (0 for one template, 0.3 for three of CelebA) is taken off the cosine: at one threshold strangers are named
-about as seldom after people of one to five templates; of eight they would need 0.01 to 0.03 more (models/MODELS.md)."""
+about as seldom after people of one to three templates; of five they would need 0.02 more, of eight 0.05
+(models/MODELS.md)."""
 CROWD, CROWD_COST = 50, 0.033
 """Strangers come nearer to somebody the more people there are, too: by so much for each e times as many as CROWD, for
 the nearest strangers fall off exponentially with the similarity, by this length (models/MODELS.md). Fewer people get

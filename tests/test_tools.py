@@ -493,6 +493,7 @@ def test_a_channel_whose_weights_died_keeps_its_bias(kind, settings):
     from keras_models import KerasModel
     from precisions import Int8, run
 
+    keras.utils.set_random_seed(1)
     picture = keras.Input((4, 4, 3))
     layer = getattr(keras.layers, kind)(**settings)
     network = keras.Model(picture, layer(keras.layers.Flatten()(picture) if kind == "Dense" else picture))

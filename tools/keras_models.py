@@ -37,7 +37,7 @@ from edgefer.errors import InputError
 Floats = NDArray[np.float32]
 BATCH = 64
 RENAMED = {"softmax_v2": "softmax"}
-"""TensorFlow's functions by the names that TensorFlow 2.3 and before saved, where they were given as activations."""
+"""Functions of TensorFlow's own by the names that some TensorFlow 2.x saved, where they were given as activations."""
 
 
 class ConversionError(InputError):

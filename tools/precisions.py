@@ -29,8 +29,11 @@ SHARES = np.linspace(0.3, 1, 29).tolist()
 """Of a tensor's smallest and largest value: where its range may end."""
 TURNS = 3
 """So often each end is chosen anew beside the other."""
-CHANNEL_AXIS = {schema.BuiltinOperator.CONV_2D: 0, schema.BuiltinOperator.DEPTHWISE_CONV_2D: -1}
-CHANNEL_AXIS[schema.BuiltinOperator.FULLY_CONNECTED] = 0
+CHANNEL_AXIS = {
+    schema.BuiltinOperator.CONV_2D: 0,
+    schema.BuiltinOperator.DEPTHWISE_CONV_2D: -1,
+    schema.BuiltinOperator.FULLY_CONNECTED: 0,
+}
 """Along which axis of its kernel an operator's channels lie."""
 MOST_STEPS = 2**28
 """What a bias may count in steps of its input times its weights: an eighth of 32 bits, for ranges are narrowed yet."""
@@ -112,8 +115,8 @@ def holding_biases(floats: bytes, ranges: Ranges) -> bytes:
     """The same model, but for channels whose weights have died away: one is raised, until int8 can hold their bias.
 
     A bias is counted in steps of its input times those of its channel's weights. Beside weights of 1e-11, as training
-    leaves them where nothing varies, 32 bits don't reach it, and the quantizer writes 0. The raised weight adds at most
-    a ten-thousandth of the bias.
+    leaves them where nothing varies, 32 bits don't reach it, and the quantizer writes 0. Within the input's range
+    the raised weight adds at most an eight-thousandth of the bias.
     """
     model = tfl_flatbuffer_utils.read_model(floats)
     graph = model.subgraphs[0]
@@ -127,7 +130,9 @@ def holding_biases(floats: bytes, ranges: Ranges) -> bytes:
         if kernel is None or bias is None or reach["min"] is None:
             continue
         step = (max(float(reach["max"].max()), 0.0) - min(float(reach["min"].min()), 0.0)) / 255
-        least = np.abs(bias) / MOST_STEPS / max(step, 1e-12) * 127
+        if not step:  # nothing ever comes in
+            continue
+        least = np.abs(bias) / MOST_STEPS / step * 127
         by_channel = np.moveaxis(kernel.copy(), axis, 0).reshape(len(bias), -1)
         dead = np.abs(by_channel).max(1) < least
         if dead.any():
