@@ -484,6 +484,30 @@ def test_scores_far_below_the_best_cost_a_softmax_no_precision():
     np.testing.assert_array_equal(given.argmax(1), expected.argmax(1))
 
 
+def test_a_normalisation_after_an_activation_is_one_layer_with_a_scale_for_each_channel():
+    import keras
+    from keras_models import KerasModel
+    from precisions import layers_of, normalised_at_once, run
+
+    keras.utils.set_random_seed(1)
+    image = keras.Input((8, 8, 1))
+    x = keras.layers.Conv2D(4, 3, padding="same", activation="relu")(image)
+    x = keras.layers.MaxPooling2D()(keras.layers.BatchNormalization(name="norm")(x))
+    x = keras.layers.ReLU()(x + keras.ops.array([[[[1.0]]]]))  # one value for all channels is another matter
+    network = keras.Model(image, keras.layers.Conv2D(2, 3, padding="same")(x))
+    network.get_layer("norm").set_weights([np.geomspace(0.01, 9, 4), np.arange(4.0), np.arange(4.0), np.ones(4)])
+    floats = KerasModel(Path("normalised.keras"), keras, network).to_tflite(8, 8, 1)
+    merged = normalised_at_once(floats)
+    assert [layer.operator for layer in layers_of(floats)] == [
+        "CONV_2D", "MUL", "ADD", "MAX_POOL_2D", "ADD", "CONV_2D",
+    ]  # fmt: skip
+    assert [layer.operator for layer in layers_of(merged)] == [
+        "CONV_2D", "DEPTHWISE_CONV_2D", "MAX_POOL_2D", "ADD", "CONV_2D",
+    ]  # fmt: skip
+    pictures = list(np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32))
+    np.testing.assert_allclose(run(merged, pictures)[0], run(floats, pictures)[0], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [("Conv2D", {"filters": 3, "kernel_size": 3}), ("DepthwiseConv2D", {"kernel_size": 3}), ("Dense", {"units": 3})],

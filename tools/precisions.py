@@ -101,14 +101,78 @@ def without_tiles(floats: bytes) -> bytes:
             if counts is None or (counts != 1).sum() != 1:  # found out as it runs, or along several axes
                 continue
             axis = int((counts != 1).argmax())
-            code = schema.OperatorCodeT()
-            code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.CONCATENATION
-            model.operatorCodes.append(code)
             options = schema.ConcatenationOptionsT()
             options.axis = axis
-            operator.opcodeIndex, operator.inputs = len(model.operatorCodes) - 1, [tensor] * int(counts[axis])
+            operator.opcodeIndex = _code(model, schema.BuiltinOperator.CONCATENATION)
+            operator.inputs = [tensor] * int(counts[axis])
             operator.builtinOptionsType, operator.builtinOptions = schema.BuiltinOptions.ConcatenationOptions, options
     return bytes(tfl_flatbuffer_utils.flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def normalised_at_once(floats: bytes) -> bytes:
+    """The same model, its batch normalisations that follow an activation one operator each instead of two.
+
+    What can't be folded into a convolution is MUL and ADD, each rounded to a range that all channels share, and the
+    offset as well. A depthwise convolution of 1x1 has a scale for each channel, and is rounded once.
+    """
+    model = tfl_flatbuffer_utils.read_model(floats)
+    for graph in model.subgraphs:
+        codes = [model.operatorCodes[operator.opcodeIndex].builtinCode for operator in graph.operators]
+        scaling, adding = (
+            [operator for operator, code in zip(graph.operators, codes, strict=True) if code == wanted]
+            for wanted in (schema.BuiltinOperator.MUL, schema.BuiltinOperator.ADD)
+        )
+        users = [index for operator in graph.operators for index in operator.inputs] + list(graph.outputs)
+        for operator in scaling:
+            (written,) = operator.outputs
+            after = [add for add in adding if written in add.inputs]
+            if len(after) != 1 or users.count(written) != 1 or operator.builtinOptions.fusedActivationFunction:
+                continue
+            scales, offsets = (_for_each_channel(model, graph, one) for one in (operator, after[0]))
+            if scales and offsets:
+                _scale_and_offset(model, graph, operator, after[0], scales, offsets[1])
+                graph.operators.remove(after[0])
+    return bytes(tfl_flatbuffer_utils.flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def _for_each_channel(model: Any, graph: Any, operator: Any) -> tuple[int, Floats] | None:
+    """Which tensor an operator takes, and a constant of its for each of its channels; None where that isn't so."""
+    for taken, told in (operator.inputs, operator.inputs[::-1]):
+        values = tfl_flatbuffer_utils.get_tensor_data(graph.tensors[told], model.buffers)
+        shape = graph.tensors[taken].shape
+        if values is not None and len(shape) == 4 and values.size == values.shape[-1] == shape[-1]:
+            return taken, values.reshape(-1)
+    return None
+
+
+def _scale_and_offset(
+    model: Any, graph: Any, scaling: Any, adding: Any, scales: tuple[int, Floats], offsets: Floats
+) -> None:
+    """Make a MUL a depthwise convolution that writes what the ADD after it wrote."""
+    kernel, bias = graph.tensors[scaling.outputs[0]], schema.TensorT()  # what is multiplied isn't computed any more
+    bias.name, bias.type = kernel.name + b"/offsets", kernel.type
+    graph.tensors.append(bias)
+    for tensor, values in ((kernel, scales[1].reshape(1, 1, 1, -1)), (bias, offsets)):
+        buffer = schema.BufferT()
+        buffer.data = np.frombuffer(values.tobytes(), np.uint8)
+        model.buffers.append(buffer)
+        tensor.buffer, tensor.shape, tensor.shapeSignature = len(model.buffers) - 1, list(values.shape), None
+    options = schema.DepthwiseConv2DOptionsT()
+    options.padding = schema.Padding.VALID
+    options.strideW = options.strideH = options.depthMultiplier = 1
+    options.dilationWFactor = options.dilationHFactor = 1
+    options.fusedActivationFunction = adding.builtinOptions.fusedActivationFunction
+    scaling.opcodeIndex = _code(model, schema.BuiltinOperator.DEPTHWISE_CONV_2D)
+    scaling.builtinOptionsType, scaling.builtinOptions = schema.BuiltinOptions.DepthwiseConv2DOptions, options
+    scaling.inputs, scaling.outputs = [scales[0], scaling.outputs[0], len(graph.tensors) - 1], adding.outputs
+
+
+def _code(model: Any, builtin: int) -> int:
+    """The number of an operator code, which is appended where there is none yet."""
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = builtin
+    model.operatorCodes.append(code)
+    return len(model.operatorCodes) - 1
 
 
 def holding_biases(floats: bytes, ranges: Ranges) -> bytes:

@@ -53,7 +53,19 @@ from edgefer.vision.preprocess import to_floats
 
 with quiet():
     from input_range import FEWEST, Trial, better_range, is_strange, try_ranges
-    from precisions import LIGHT, PASSING, Int8, Io, Layer, dynamic, float16, layers_of, loops, without_tiles
+    from precisions import (
+        LIGHT,
+        PASSING,
+        Int8,
+        Io,
+        Layer,
+        dynamic,
+        float16,
+        layers_of,
+        loops,
+        normalised_at_once,
+        without_tiles,
+    )
     from precisions import run as run_floats
 
 SEVEN = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
@@ -113,7 +125,9 @@ def convert(options: argparse.Namespace) -> int:
     floats = without_tiles(model.to_tflite(card.input.height, card.input.width, channels))
     content = floats
     if options.precision == "int8":
-        content = to_int8(floats, card, calibration.images, held_out.images, options.io, options.float_layers)
+        content = to_int8(
+            normalised_at_once(floats), card, calibration.images, held_out.images, options.io, options.float_layers
+        )
     elif options.precision != "float32":
         content = {"float16": float16, "dynamic": dynamic}[options.precision](floats)
     check_in_use(content, card)
