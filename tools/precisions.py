@@ -168,7 +168,7 @@ def _scale_and_offset(
 
 
 def _code(model: Any, builtin: int) -> int:
-    """The number of an operator code, which is appended where there is none yet."""
+    """The number of a new operator code."""
     code = schema.OperatorCodeT()
     code.builtinCode = code.deprecatedBuiltinCode = builtin
     model.operatorCodes.append(code)
@@ -197,13 +197,11 @@ def holding_biases(floats: bytes, ranges: Ranges) -> bytes:
         if not step:  # nothing ever comes in
             continue
         least = np.abs(bias) / MOST_STEPS / step * 127
-        by_channel = np.moveaxis(kernel.copy(), axis, 0).reshape(len(bias), -1)
-        dead = np.abs(by_channel).max(1) < least
-        if dead.any():
-            by_channel[dead, 0] = least[dead]
-            shape = np.moveaxis(kernel, axis, 0).shape
-            raised = np.ascontiguousarray(np.moveaxis(by_channel.reshape(shape), 0, axis))
-            model.buffers[kept.buffer].data = np.frombuffer(raised.tobytes(), np.uint8)
+        raised = kernel.copy()
+        channels = np.moveaxis(raised, axis, 0)  # a view
+        dead = np.abs(channels).reshape(len(bias), -1).max(1) < least
+        channels[(dead, *[0] * (kernel.ndim - 1))] = least[dead]
+        model.buffers[kept.buffer].data = np.frombuffer(raised.tobytes(), np.uint8)
     return bytes(tfl_flatbuffer_utils.flatbuffer_utils.convert_object_to_bytearray(model))
 
 
