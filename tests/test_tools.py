@@ -453,8 +453,10 @@ def test_a_detector_is_calibrated_with_what_it_sees_around_a_picture(tmp_path, d
 
 def test_upsampling_stays_in_int8():
     import keras
+    from float_rewrites import without_tiles
     from keras_models import KerasModel
-    from precisions import layers_of, run, without_tiles
+    from precisions import layers_of
+    from tflite_graph import run
 
     image = keras.Input((6, 6, 1))
     enlarged = keras.layers.UpSampling2D((2, 3))(keras.layers.Conv2D(4, 3)(image))
@@ -469,7 +471,8 @@ def test_upsampling_stays_in_int8():
 def test_scores_far_below_the_best_cost_a_softmax_no_precision():
     import keras
     from keras_models import KerasModel
-    from precisions import Int8, run
+    from precisions import Int8
+    from tflite_graph import run
 
     picture = keras.Input((8, 8, 1))
     scores = keras.layers.Dense(3, name="scores")(keras.layers.GlobalAveragePooling2D()(picture))
@@ -486,8 +489,10 @@ def test_scores_far_below_the_best_cost_a_softmax_no_precision():
 
 def test_a_normalisation_after_an_activation_is_one_layer_with_a_scale_for_each_channel():
     import keras
+    from float_rewrites import normalised_at_once
     from keras_models import KerasModel
-    from precisions import layers_of, normalised_at_once, run
+    from precisions import layers_of
+    from tflite_graph import run
 
     keras.utils.set_random_seed(1)
     image = keras.Input((8, 8, 1))
@@ -515,7 +520,8 @@ def test_a_normalisation_after_an_activation_is_one_layer_with_a_scale_for_each_
 def test_a_channel_whose_weights_died_keeps_its_bias(kind, settings):
     import keras
     from keras_models import KerasModel
-    from precisions import Int8, run
+    from precisions import Int8
+    from tflite_graph import run
 
     keras.utils.set_random_seed(1)
     picture = keras.Input((4, 4, 3))
@@ -529,6 +535,81 @@ def test_a_channel_whose_weights_died_keeps_its_bias(kind, settings):
     (expected,) = run(floats, pictures)
     (given,) = run(Int8(floats, pictures, (0.0, 1.0)).write("float32"), pictures)
     np.testing.assert_allclose(given, expected, atol=np.ptp(expected) / 100)
+
+
+def uneven(keras, between):
+    """A network whose channels are of very different widths and lie far off zero, and what lies between its layers."""
+    keras.utils.set_random_seed(1)
+    widths = np.geomspace(0.01, 10, 8)
+    image = keras.Input((12, 12, 1))
+    x = keras.layers.Conv2D(8, 3, padding="same")(image)
+    for layer in between(keras.layers):
+        x = layer(x)
+    network = keras.Model(image, x)
+    kernel, bias = network.layers[1].get_weights()
+    network.layers[1].set_weights([kernel * widths, bias + 3 * widths])
+    kernel, bias = network.layers[-1].get_weights()
+    # What is wide counts for little: all channels are to be told.
+    each = (1 / widths).reshape(-1, 1)
+    network.layers[-1].set_weights([kernel * np.tile(each, (kernel.shape[-2] // 8, 1)), bias])
+    return network
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda layers: [layers.GlobalAveragePooling2D(), layers.Dense(4)],
+        lambda layers: [layers.MaxPooling2D(), layers.Flatten(), layers.Dense(4)],
+        lambda layers: [layers.ReLU(), layers.Conv2D(4, 3, padding="same")],
+        lambda layers: [layers.LeakyReLU(), layers.MaxPooling2D(), layers.DepthwiseConv2D(3, depth_multiplier=2)],
+    ],
+    ids=["average", "flat", "convolution", "depthwise"],
+)
+def test_channels_of_all_widths_are_made_alike(between):
+    import keras
+    from float_rewrites import equalised
+    from keras_models import KerasModel
+    from precisions import Int8
+    from tflite_graph import run
+
+    network = uneven(keras, between)
+    floats = KerasModel(Path("uneven.keras"), keras, network).to_tflite(12, 12, 1)
+    rng = np.random.default_rng(0)
+    pictures, others = (list(rng.uniform(size=(24, 12, 12, 1)).astype(np.float32)) for _ in range(2))
+    equal = equalised(floats, pictures)
+    (expected,), (given,) = run(floats, others), run(equal, others)
+    np.testing.assert_allclose(given, expected, atol=np.abs(expected).max() * 1e-5)
+    assert Int8(equal, pictures, (0.0, 1.0)).noise < Int8(floats, pictures, (0.0, 1.0)).noise / 4
+
+
+def test_biases_make_up_for_what_int8_adds_on_average():
+    import keras
+    from keras_models import KerasModel
+    from precisions import Int8, layers_of, unbiased
+    from tflite_graph import Graph, run
+
+    keras.utils.set_random_seed(1)
+    biases = keras.initializers.RandomUniform(0.2, 1)
+    image = keras.Input((12, 12, 1))
+    x = keras.layers.Conv2D(4, 3, activation="relu", bias_initializer=biases)(image)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.DepthwiseConv2D(3, bias_initializer=biases)(x))
+    x = keras.layers.Dense(6, activation="relu", bias_initializer=biases)(x)
+    network = keras.Model(image, keras.layers.Dense(3, use_bias=False)(x))
+    floats = KerasModel(Path("biased.keras"), keras, network).to_tflite(12, 12, 1)
+    rng = np.random.default_rng(0)
+    pictures, others = (list(rng.uniform(size=(24, 12, 12, 1)).astype(np.float32)) for _ in range(2))
+    (expected,) = run(floats, others)
+    int8 = Int8(floats, pictures, (0.0, 1.0))
+    for floating in ((), tuple(layers_of(floats)[:1])):
+        graph = Graph(int8.write("int8", floating))
+        for operator in graph.weighted()[bool(floating) : -1]:
+            _, bias = graph.weights(operator)
+            graph.give(operator, 2, (bias * 1.3).astype(np.int32))
+        (spoilt,), (mended,) = (
+            run(content, others) for content in (graph.content(), unbiased(graph.content(), floats, pictures))
+        )
+        assert np.abs(spoilt - expected).mean() > np.ptp(expected) / 20
+        assert np.abs(mended - expected).mean() < np.ptp(expected) / 100
 
 
 def test_one_end_of_a_range_is_clipped_without_the_other():

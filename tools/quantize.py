@@ -52,6 +52,7 @@ from edgefer.vision.model import find_card
 from edgefer.vision.preprocess import to_floats
 
 with quiet():
+    from float_rewrites import equalised, normalised_at_once, without_tiles
     from input_range import FEWEST, Trial, better_range, is_strange, try_ranges
     from precisions import (
         LIGHT,
@@ -63,10 +64,8 @@ with quiet():
         float16,
         layers_of,
         loops,
-        normalised_at_once,
-        without_tiles,
     )
-    from precisions import run as run_floats
+    from tflite_graph import run as run_floats
 
 SEVEN = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 """FER2013's labels in its order: what a model of seven outputs gives, unless told otherwise."""
@@ -321,7 +320,8 @@ def to_int8(
     if light := sorted({layer.operator for layer in without} & LIGHT):
         print(f"no int8 for {', '.join(light)}: computed in float, between int8 layers")
     samples = [to_floats(image, card.input) for image in calibration]
-    int8 = Int8(floats, samples, card.input.range)
+    ways = (Int8(model, samples, card.input.range) for model in (floats, equalised(floats, samples)))
+    int8 = min(ways, key=lambda way: way.noise)
     losses = layer_losses(int8, floats, card, layers, held_out[:LAYER_PICTURES])
     floating = [layer for layer, _ in losses[: float_layers - len(stuck)]]
     print(f"{'the layers that lose most, alone in int8':56} signal to noise")
