@@ -25,7 +25,7 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the research data isn
 
 from edgefer.errors import InputError  # noqa: E402
 from edgefer.messages import Box, Detection  # noqa: E402
-from edgefer.vision.card import ModelCard, ModelInput, read_card  # noqa: E402
+from edgefer.vision.card import Crop, ModelCard, ModelInput, read_card  # noqa: E402
 from edgefer.vision.decoders import decode_yunet, grid_cells  # noqa: E402
 from edgefer.vision.detector import MAX_IOU, Detector, suppress  # noqa: E402
 from edgefer.vision.embedder import units  # noqa: E402
@@ -483,7 +483,7 @@ def test_scores_far_below_the_best_cost_a_softmax_no_precision():
     light = np.concatenate([np.linspace(0.2, 0.57, 40), np.linspace(0.63, 1.0, 40)])
     pictures = [np.full((8, 8, 1), value, np.float32) for value in light]
     (expected,) = run(floats, pictures)
-    (given,) = run(Int8(floats, pictures, (0.0, 1.0)).write("float32"), pictures)
+    (given,) = run(Int8(floats, pictures, (0.0, 1.0), [expected]).write("float32"), pictures)
     np.testing.assert_array_equal(given.argmax(1), expected.argmax(1))
 
 
@@ -533,53 +533,155 @@ def test_a_channel_whose_weights_died_keeps_its_bias(kind, settings):
     floats = KerasModel(Path("dead.keras"), keras, network).to_tflite(4, 4, 3)
     pictures = list(np.random.default_rng(0).uniform(size=(8, 4, 4, 3)).astype(np.float32))
     (expected,) = run(floats, pictures)
-    (given,) = run(Int8(floats, pictures, (0.0, 1.0)).write("float32"), pictures)
+    (given,) = run(Int8(floats, pictures, (0.0, 1.0), [expected]).write("float32"), pictures)
     np.testing.assert_allclose(given, expected, atol=np.ptp(expected) / 100)
 
 
-def uneven(keras, between):
-    """A network whose channels are of very different widths and lie far off zero, and what lies between its layers."""
+def uneven(keras, rest):
+    """A network whose first layer writes channels of very different widths, far off zero, with what `rest` adds."""
     keras.utils.set_random_seed(1)
     widths = np.geomspace(0.01, 10, 8)
     image = keras.Input((12, 12, 1))
-    x = keras.layers.Conv2D(8, 3, padding="same")(image)
-    for layer in between(keras.layers):
-        x = layer(x)
-    network = keras.Model(image, x)
-    kernel, bias = network.layers[1].get_weights()
-    network.layers[1].set_weights([kernel * widths, bias + 3 * widths])
-    kernel, bias = network.layers[-1].get_weights()
-    # What is wide counts for little: all channels are to be told.
-    each = (1 / widths).reshape(-1, 1)
-    network.layers[-1].set_weights([kernel * np.tile(each, (kernel.shape[-2] // 8, 1)), bias])
-    return network
+    first = keras.layers.Conv2D(8, 3, padding="same")
+    network = keras.Model(image, rest(keras.layers, first(image)))
+    kernel, bias = first.get_weights()
+    first.set_weights([kernel * widths, (bias + 3) * widths])
+    return network, widths
+
+
+def mean_of_channels(x):
+    import keras
+
+    return keras.ops.mean(x, -1, keepdims=True)
+
+
+def pictures_for_uneven():
+    rng = np.random.default_rng(0)
+    return (list(rng.uniform(size=(24, 12, 12, 1)).astype(np.float32)) for _ in range(2))
 
 
 @pytest.mark.parametrize(
-    "between",
+    "rest",
     [
-        lambda layers: [layers.GlobalAveragePooling2D(), layers.Dense(4)],
-        lambda layers: [layers.MaxPooling2D(), layers.Flatten(), layers.Dense(4)],
-        lambda layers: [layers.ReLU(), layers.Conv2D(4, 3, padding="same")],
-        lambda layers: [layers.LeakyReLU(), layers.MaxPooling2D(), layers.DepthwiseConv2D(3, depth_multiplier=2)],
+        lambda layers, x: layers.Dense(4)(layers.GlobalAveragePooling2D()(x)),
+        lambda layers, x: layers.Dense(4)(layers.Flatten()(layers.MaxPooling2D()(x))),
+        lambda layers, x: layers.Conv2D(4, 3, padding="same")(layers.ReLU()(x)),
+        lambda layers, x: layers.DepthwiseConv2D(3, depth_multiplier=2)(layers.MaxPooling2D()(layers.LeakyReLU()(x))),
     ],
     ids=["average", "flat", "convolution", "depthwise"],
 )
-def test_channels_of_all_widths_are_made_alike(between):
+def test_channels_of_all_widths_are_made_alike(rest):
     import keras
     from float_rewrites import equalised
     from keras_models import KerasModel
     from precisions import Int8
     from tflite_graph import run
 
-    network = uneven(keras, between)
+    network, widths = uneven(keras, rest)
+    kernel, bias = network.layers[-1].get_weights()
+    each = np.tile((1 / widths).reshape(-1, 1), (kernel.shape[-2] // 8, 1))  # what is wide counts for little
+    network.layers[-1].set_weights([kernel * each, bias])
     floats = KerasModel(Path("uneven.keras"), keras, network).to_tflite(12, 12, 1)
-    rng = np.random.default_rng(0)
-    pictures, others = (list(rng.uniform(size=(24, 12, 12, 1)).astype(np.float32)) for _ in range(2))
+    pictures, _ = pictures_for_uneven()
+    expected = run(floats, pictures)
+    plain, equal = (Int8(way, pictures, (0.0, 1.0), expected) for way in (floats, equalised(floats, pictures)))
+    assert equal.noise < plain.noise / 4
+
+
+@pytest.mark.parametrize(
+    ("rest", "is_changed"),
+    [
+        (lambda layers, x: layers.Conv2D(4, 3, padding="same")(x), True),
+        (lambda layers, x: layers.Conv2D(4, 3)(x), True),
+        (lambda layers, x: layers.Conv2D(8, 3, groups=2)(x), False),
+        (lambda layers, x: layers.DepthwiseConv2D(3, depth_multiplier=2)(x), True),
+        (lambda layers, x: layers.Conv2D(4, 1)(layers.PReLU()(x)), True),
+        (lambda layers, x: layers.Conv2D(4, 1)(layers.ReLU(6)(x)), False),
+        (lambda layers, x: layers.Conv2D(4, 3)(layers.ZeroPadding2D()(x)), True),
+        (lambda layers, x: layers.Conv2D(4, 1)(layers.AveragePooling2D(3, 2, "same")(x)), True),
+        (lambda layers, x: layers.Dense(3, use_bias=False)(layers.Dense(8, use_bias=False)(x)), True),
+        (lambda layers, x: (same := layers.Conv2D(8, 1))(same(x)), True),
+        (lambda layers, x: [x, layers.Conv2D(4, 1)(x)], False),
+        (lambda layers, x: layers.DepthwiseConv2D(3)(layers.Reshape((6, 12, 16))(x)), False),
+        (lambda layers, x: layers.Conv2D(3, 3)(layers.Reshape((6, 12, 16))(x)), True),
+        (lambda layers, x: layers.Dense(3)(layers.GlobalAveragePooling1D()(layers.Reshape((144, 8))(x))), True),
+        (lambda layers, x: layers.Conv2D(3, 3)(mean_of_channels(x)), False),
+    ],
+    ids=["edge", "no edge", "grouped", "multiplied", "prelu", "relu6", "padding", "pooling", "no bias", "twice",
+         "output", "put together", "put together, mixed", "rows", "over channels"],
+)  # fmt: skip
+def test_equalising_changes_no_answer(rest, is_changed):
+    import keras
+    from float_rewrites import equalised
+    from keras_models import KerasModel
+    from tflite_graph import Graph, run
+
+    network, _ = uneven(keras, rest)
+    floats = KerasModel(Path("uneven.keras"), keras, network).to_tflite(12, 12, 1)
+    pictures, others = pictures_for_uneven()
     equal = equalised(floats, pictures)
-    (expected,), (given,) = run(floats, others), run(equal, others)
-    np.testing.assert_allclose(given, expected, atol=np.abs(expected).max() * 1e-5)
-    assert Int8(equal, pictures, (0.0, 1.0)).noise < Int8(floats, pictures, (0.0, 1.0)).noise / 4
+    assert (equal != Graph(floats).content()) == is_changed
+    for expected, given in zip(run(floats, others), run(equal, others), strict=True):
+        np.testing.assert_allclose(given, expected, atol=np.abs(expected).max() * 1e-5)
+
+
+def test_a_channel_that_calibration_never_woke_stays_as_it_is():
+    import keras
+    from float_rewrites import equalised
+    from keras_models import KerasModel
+    from tflite_graph import Graph, Runner
+
+    network, _ = uneven(keras, lambda layers, x: layers.Conv2D(4, 1)(layers.ReLU()(x)))
+    kernel, bias = network.layers[1].get_weights()
+    network.layers[1].set_weights([kernel, np.where(np.arange(8) == 7, -99, bias)])
+    floats = KerasModel(Path("asleep.keras"), keras, network).to_tflite(12, 12, 1)
+    pictures, _ = pictures_for_uneven()
+    reach = []
+    for content in (floats, equalised(floats, pictures)):
+        runner = Runner(content, every_tensor=True)
+        runner(np.full((12, 12, 1), 99, np.float32))
+        (first, _) = Graph(content).weighted()
+        reach.append(runner.value(int(first.outputs[0])).max((0, 1, 2)))
+    assert 0 < reach[1][7] / reach[1][6] < 2 * reach[0][7] / reach[0][6]
+
+
+def test_what_answers_otherwise_is_not_chosen(monkeypatch):
+    import keras
+    import quantize
+    from keras_models import KerasModel
+    from tflite_graph import Graph, run
+
+    def spoilt(floats, samples):
+        graph = Graph(floats)
+        for operator in graph.weighted():  # nothing but zeros, of which int8 loses none
+            for place, values in enumerate(graph.weights(operator), 1):
+                graph.give(operator, place, values * 0)
+        return graph.content()
+
+    network, _ = uneven(keras, lambda layers, x: layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
+    floats = KerasModel(Path("uneven.keras"), keras, network).to_tflite(12, 12, 1)
+    monkeypatch.setattr(quantize, "equalised", spoilt)
+    images = list(np.random.default_rng(0).integers(0, 256, (8, 12, 12, 1), np.uint8))
+    asked = ModelInput(12, 12, "gray", (0.0, 1.0))
+    card = ModelCard("edgefer.model/1", "x", "embedding", "unit-vector", asked, crop=Crop("points"))
+    content = quantize.to_int8(floats, card, images, images, "float32", 0)
+    samples = [image.astype(np.float32) / 255 for image in images]
+    (expected,), (given,) = run(floats, samples), run(content, samples)
+    np.testing.assert_allclose(given, expected, atol=np.abs(expected).max() / 10)
+
+
+def test_pixels_that_the_model_scales_itself_are_no_normalisation():
+    import keras
+    from float_rewrites import normalised_at_once
+    from keras_models import KerasModel
+    from precisions import layers_of
+
+    image = keras.Input((8, 8, 3))
+    scaled = keras.layers.Rescaling(1 / 127.5, -1)(image)
+    network = keras.Model(image, keras.layers.Conv2D(2, 3, padding="same")(scaled))
+    floats = KerasModel(Path("scaled.keras"), keras, network).to_tflite(8, 8, 3)
+    assert [layer.operator for layer in layers_of(floats)] == ["MUL", "ADD", "CONV_2D"]
+    assert layers_of(normalised_at_once(floats)) == layers_of(floats)
 
 
 def test_biases_make_up_for_what_int8_adds_on_average():
@@ -599,7 +701,7 @@ def test_biases_make_up_for_what_int8_adds_on_average():
     rng = np.random.default_rng(0)
     pictures, others = (list(rng.uniform(size=(24, 12, 12, 1)).astype(np.float32)) for _ in range(2))
     (expected,) = run(floats, others)
-    int8 = Int8(floats, pictures, (0.0, 1.0))
+    int8 = Int8(floats, pictures, (0.0, 1.0), run(floats, pictures))
     for floating in ((), tuple(layers_of(floats)[:1])):
         graph = Graph(int8.write("int8", floating))
         for operator in graph.weighted()[bool(floating) : -1]:

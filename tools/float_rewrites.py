@@ -1,4 +1,4 @@
-"""A float .tflite that computes the same from operators, channels and weights that int8 loses less of."""
+"""A float .tflite that answers the same, from operators, channels and weights that int8 loses less of."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ STRAIGHT = frozenset({NONE, schema.ActivationFunctionType.RELU})
 POWERS = (0, 0.25, 0.5, 0.75, 1)
 """Of what channels are scaled by."""
 NARROWEST = 1e-3
-"""Of the widest channel and of the largest weight: as what smaller ones are scaled."""
+"""Of the widest channel, and of the largest weight: what is smaller is as if it weren't."""
 
 
 def without_tiles(floats: bytes) -> bytes:
     """The same model, its tensors repeated along one axis, as upsampling does, joined to themselves instead.
 
     TILE has no int8 in the quantizer, nor a place in XNNPACK, and would cut the model in pieces with floats between
-    them; CONCATENATION gives the same values, and has both.
+    them; CONCATENATION gives the same values, and has both (the latter up to five times).
     """
     graph = Graph(floats)
     for operator in graph.operators:
@@ -92,7 +92,7 @@ def _for_each_channel(graph: Graph, operator: Any) -> tuple[int, Floats] | None:
     """Which tensor an operator takes, and a constant of its for each of its channels; None where that isn't so."""
     for taken, told in (operator.inputs, operator.inputs[::-1]):
         values, shape = graph.constant(told), graph.tensors[taken].shape
-        if values is not None and len(shape) == 4 and values.size == values.shape[-1] == shape[-1]:
+        if values is not None and len(shape) == 4 and values.shape[-1:] == (values.size,) == (shape[-1],):
             return taken, values.reshape(-1)
     return None
 
@@ -152,7 +152,8 @@ class Reach:
 
     def moved(self, by: Floats) -> Reach:
         """The same channels, less something each."""
-        return Reach(self.low - by, self.high - by, self.mean - by, self.square - by * (2 * self.mean - by))
+        square = np.maximum(self.square - by * (2 * self.mean - by), 0)
+        return Reach(self.low - by, self.high - by, self.mean - by, square)
 
 
 def equalised(floats: bytes, samples: Sequence[Floats]) -> bytes:
@@ -185,7 +186,7 @@ def _links(graph: Graph) -> list[Link]:
         while bends in STRAIGHT and uses[tensor] == 1 and tensor in takers:
             operator = takers[tensor]
             if any(operator is one for one in weighted):
-                if graph.tensors[operator.inputs[1]].shape[-1] % channels == 0:  # no grouped one
+                if _takes(graph, operator, tensor, channels):
                     links.append(Link(giving, operator, channels, tensors, moves and _sees_no_edge(graph, operator)))
                 break
             if graph.kind(operator) not in SCALING or not _leaves_apart(graph, operator, channels):
@@ -197,6 +198,13 @@ def _links(graph: Graph) -> list[Link]:
     return links
 
 
+def _takes(graph: Graph, operator: Any, tensor: int, channels: int) -> bool:
+    """Whether an operator's kernel has all channels: no grouped one's, nor that of each of channels put together."""
+    if graph.kind(operator) == Op.DEPTHWISE_CONV_2D:
+        return bool(graph.tensors[tensor].shape[-1] == channels)
+    return bool(graph.tensors[operator.inputs[1]].shape[-1] % channels == 0)
+
+
 def _leaves_apart(graph: Graph, operator: Any, channels: int) -> bool:
     """Whether what an operator writes has the same channels, once or for each place, the place counted first."""
     taken, written = (graph.tensors[index].shape for index in (operator.inputs[0], operator.outputs[0]))
@@ -204,7 +212,7 @@ def _leaves_apart(graph: Graph, operator: Any, channels: int) -> bool:
         return bool(written[-1] % channels == 0)
     if graph.kind(operator) == Op.MEAN:
         axes = graph.constant(operator.inputs[1])
-        return axes is not None and len(taken) - 1 not in axes % len(taken)
+        return axes is not None and not np.isin(len(taken) - 1, axes % len(taken))
     return bool(written[-1] == taken[-1])
 
 
@@ -259,13 +267,16 @@ def _equalise(graph: Graph, link: Link, reaches: Sequence[Reach]) -> None:
 def _scales(weights: Floats, reaches: Sequence[Reach], *, shared: bool) -> Floats:
     """What to divide each channel by, for the least noise from what is rounded between two layers.
 
-    `weights` are the next layer's, without signs, outputs x places x channels; `shared` tells whether the channels
-    share a step there, so that weights that are scaled cost something too. Its largest value and one over the largest
-    weight that it meets are tried, each to each of POWERS.
+    `weights` are the next layer's, without signs, outputs x places x channels (a depthwise one's places x outputs x
+    channels); `shared` tells whether the channels share a step there, so that weights that are scaled cost something
+    too. A channel's largest value and one over the largest weight that it meets are tried, each to each of POWERS.
     """
     widest = np.max([np.maximum(-one.low, one.high) for one in reaches], 0)
     heaviest = weights.max((0, 1))
-    widest, heaviest = (np.maximum(of, max(of.max() * NARROWEST, 1e-12)) for of in (widest, heaviest))
+    # What none of the samples wakes may still be woken, and reach as far as others do.
+    widest, heaviest = (
+        np.where(of > of.max() * NARROWEST, of, of.max() or 1).astype(np.float32) for of in (widest, heaviest)
+    )
 
     def noise(scales: Floats) -> float:
         step = max(max((one.high / scales).max(), 0) - min((one.low / scales).min(), 0) for one in reaches) / 255
@@ -276,6 +287,6 @@ def _scales(weights: Floats, reaches: Sequence[Reach], *, shared: bool) -> Float
             lost += np.square(steps).sum() * weights.shape[1] * (reaches[-1].square / scales**2).sum()
         return float(lost)
 
-    tried = [widest**wide / heaviest**heavy for wide in POWERS for heavy in POWERS]
+    tried: list[Floats] = [widest**wide / heaviest**heavy for wide in POWERS for heavy in POWERS]
     scales = min(tried, key=noise)
     return np.asarray(scales / np.exp(np.log(scales).mean()), np.float32)

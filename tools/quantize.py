@@ -320,7 +320,8 @@ def to_int8(
     if light := sorted({layer.operator for layer in without} & LIGHT):
         print(f"no int8 for {', '.join(light)}: computed in float, between int8 layers")
     samples = [to_floats(image, card.input) for image in calibration]
-    ways = (Int8(model, samples, card.input.range) for model in (floats, equalised(floats, samples)))
+    expected = run_floats(floats, samples)
+    ways = (Int8(model, samples, card.input.range, expected) for model in (floats, equalised(floats, samples)))
     int8 = min(ways, key=lambda way: way.noise)
     losses = layer_losses(int8, floats, card, layers, held_out[:LAYER_PICTURES])
     floating = [layer for layer, _ in losses[: float_layers - len(stuck)]]

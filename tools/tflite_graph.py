@@ -6,19 +6,18 @@ from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.interpreter import Interpreter
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 from keras_models import Floats, quiet
 from numpy.typing import NDArray
 
 Op = schema.BuiltinOperator
 CHANNEL_AXIS = {Op.CONV_2D: 0, Op.DEPTHWISE_CONV_2D: -1, Op.FULLY_CONNECTED: 0}
-"""Of operators that take values, a kernel and a bias: along which axis of the kernel the channels lie that they
-write. Those that they take lie along the last."""
+"""Of operators that take values, a kernel and a bias: the kernel's axis of the channels that they write."""
 
 
 class Graph:
-    """The operators of a .tflite that run first, and the tensors that they take and write, by number."""
+    """The main graph of a .tflite: its operators, and the tensors that they take and write, by number."""
 
     def __init__(self, content: bytes) -> None:
         self._model = tfl_flatbuffer_utils.read_model(content)
@@ -53,7 +52,7 @@ class Graph:
         return values
 
     def give(self, operator: Any, place: int, values: NDArray[Any]) -> None:
-        """Give an operator other values of a constant; where others have it too, they keep the former ones."""
+        """Give an operator other values of a constant, or a bias; others that have the constant too keep theirs."""
         operator.inputs = [*map(int, operator.inputs)]
         if operator.inputs[place:] in ([], [-1]):
             kernel = self.tensors[operator.inputs[1]]
@@ -103,12 +102,19 @@ def _as_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 class Runner:
-    """Runs a .tflite on floats, of whatever type it takes and gives, and tells what it computed on the way."""
+    """Runs a .tflite on floats, of whatever type it takes and gives.
+
+    With `every_tensor` it tells what was computed on the way, too: more slowly, for XNNPACK keeps that to itself.
+    """
 
     def __init__(self, content: bytes, *, every_tensor: bool = False) -> None:
+        kernels = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES if every_tensor else OpResolverType.AUTO
         with quiet():
             self.interpreter: Any = Interpreter(
-                model_content=content, num_threads=1, experimental_preserve_all_tensors=every_tensor
+                model_content=content,
+                num_threads=1,
+                experimental_op_resolver_type=kernels,
+                experimental_preserve_all_tensors=every_tensor,
             )
             self.interpreter.allocate_tensors()
         (self._taken,), self._given = self.interpreter.get_input_details(), self.interpreter.get_output_details()
@@ -126,7 +132,7 @@ class Runner:
         return [self.value(output["index"])[0] for output in self._given]
 
     def value(self, number: int) -> Floats:
-        """What a tensor held in the last run; ValueError where a delegate keeps it to itself."""
+        """What a tensor held in the last run."""
         scale, zero = self._steps[number]
         values = self.interpreter.get_tensor(number)
         return np.asarray((values.astype(np.float32) - zero) * scale if scale else values, np.float32)
