@@ -26,8 +26,8 @@ NONE = schema.ActivationFunctionType.NONE
 STRAIGHT = frozenset({NONE, schema.ActivationFunctionType.RELU})
 POWERS = (0, 0.25, 0.5, 0.75, 1)
 """Of what channels are scaled by."""
-NARROWEST = 1e-3
-"""Of the widest channel, and of the largest weight: what is smaller is as if it weren't."""
+LEAST = 0.01
+"""Of the widest channel, and of the largest weight: as what smaller ones are scaled."""
 
 
 def without_tiles(floats: bytes) -> bytes:
@@ -273,10 +273,9 @@ def _scales(weights: Floats, reaches: Sequence[Reach], *, shared: bool) -> Float
     """
     widest = np.max([np.maximum(-one.low, one.high) for one in reaches], 0)
     heaviest = weights.max((0, 1))
+    heaviest = np.maximum(heaviest, heaviest.max() * LEAST or 1)
     # What none of the samples wakes may still be woken, and reach as far as others do.
-    widest, heaviest = (
-        np.where(of > of.max() * NARROWEST, of, of.max() or 1).astype(np.float32) for of in (widest, heaviest)
-    )
+    widest = np.where(widest > 0, np.maximum(widest, widest.max() * LEAST), widest.max() or 1)
 
     def noise(scales: Floats) -> float:
         step = max(max((one.high / scales).max(), 0) - min((one.low / scales).min(), 0) for one in reaches) / 255

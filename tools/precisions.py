@@ -30,7 +30,7 @@ TURNS = 3
 """So often each end is chosen anew beside the other."""
 _ERRORS = (ValueError, RuntimeError, KeyError)
 """What the quantizer raises where it can't go on."""
-MEANS = 32
+MEANS = 64
 """Samples that biases are corrected by: each costs a run for each layer."""
 SEEN = 2000
 """Values of a tensor that each sample is judged by, at most."""
