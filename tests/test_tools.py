@@ -555,7 +555,7 @@ def mean_of_channels(x):
     return keras.ops.mean(x, -1, keepdims=True)
 
 
-def pictures_for_uneven():
+def two_sets_of_pictures():
     rng = np.random.default_rng(0)
     return (list(rng.uniform(size=(24, 12, 12, 1)).astype(np.float32)) for _ in range(2))
 
@@ -582,7 +582,7 @@ def test_channels_of_all_widths_are_made_alike(rest):
     each = np.tile((1 / widths).reshape(-1, 1), (kernel.shape[-2] // 8, 1))  # what is wide counts for little
     network.layers[-1].set_weights([kernel * each, bias])
     floats = KerasModel(Path("uneven.keras"), keras, network).to_tflite(12, 12, 1)
-    pictures, _ = pictures_for_uneven()
+    pictures, _ = two_sets_of_pictures()
     expected = run(floats, pictures)
     plain, equal = (Int8(way, pictures, (0.0, 1.0), expected) for way in (floats, equalised(floats, pictures)))
     assert equal.noise < plain.noise / 4
@@ -618,7 +618,7 @@ def test_equalising_changes_no_answer(rest, is_changed):
 
     network, _ = uneven(keras, rest)
     floats = KerasModel(Path("uneven.keras"), keras, network).to_tflite(12, 12, 1)
-    pictures, others = pictures_for_uneven()
+    pictures, others = two_sets_of_pictures()
     equal = equalised(floats, pictures)
     assert (equal != Graph(floats).content()) == is_changed
     for expected, given in zip(run(floats, others), run(equal, others), strict=True):
@@ -635,7 +635,7 @@ def test_a_channel_that_calibration_never_woke_stays_as_it_is():
     kernel, bias = network.layers[1].get_weights()
     network.layers[1].set_weights([kernel, np.where(np.arange(8) == 7, -99, bias)])
     floats = KerasModel(Path("asleep.keras"), keras, network).to_tflite(12, 12, 1)
-    pictures, _ = pictures_for_uneven()
+    pictures, _ = two_sets_of_pictures()
     reach = []
     for content in (floats, equalised(floats, pictures)):
         runner = Runner(content, every_tensor=True)
@@ -698,8 +698,7 @@ def test_biases_make_up_for_what_int8_adds_on_average():
     x = keras.layers.Dense(6, activation="relu", bias_initializer=biases)(x)
     network = keras.Model(image, keras.layers.Dense(3, use_bias=False)(x))
     floats = KerasModel(Path("biased.keras"), keras, network).to_tflite(12, 12, 1)
-    rng = np.random.default_rng(0)
-    pictures, others = (list(rng.uniform(size=(24, 12, 12, 1)).astype(np.float32)) for _ in range(2))
+    pictures, others = two_sets_of_pictures()
     (expected,) = run(floats, others)
     int8 = Int8(floats, pictures, (0.0, 1.0), run(floats, pictures))
     for floating in ((), tuple(layers_of(floats)[:1])):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 from ai_edge_quantizer import algorithm_manager, calibrator, qtyping, quantizer, recipe, recipe_manager
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 from ai_edge_quantizer.utils.qsv_utils import min_max_update
@@ -229,8 +228,7 @@ def unbiased(content: bytes, floats: bytes, samples: list[Floats]) -> bytes:
     pairs = [
         (operator, int(like.outputs[0]))
         for operator, like in zip(graph.weighted(), original.weighted(), strict=True)
-        if max(operator.inputs[2:], default=-1) >= 0
-        and graph.tensors[operator.inputs[2]].type == schema.TensorType.INT32
+        if graph.weights(operator)[1].dtype == np.int32  # neither left in float nor without a bias
     ]
     # What is clipped was found to cost less than it gains; moving all else to make up for it would cost more.
     expected = _means(floats, samples, {like: _ends(graph.tensors[operator.outputs[0]]) for operator, like in pairs})
