@@ -20,7 +20,7 @@ MIN_READINGS = 3
 MEMORY = 0.8
 """What a reading still counts when the next one comes: a decision follows a change of face in under a second."""
 LABEL_HYSTERESIS = 0.1
-"""A label stays until another is more likely by this much."""
+"""A decided label stays until another is more likely by this much, or it is uncertain itself."""
 CERTAINTY_HYSTERESIS = 0.05
 """A decided emotion becomes uncertain this far under the threshold."""
 
@@ -69,7 +69,7 @@ class _Decision:
         self._min_confidence = min_confidence
         self._readings = 0
         self._sum: Probabilities = np.zeros(len(labels), np.float32)
-        self._top: int | None = None
+        self._decided: int | None = None
 
     def add(self, probabilities: Probabilities, weight: float) -> None:
         """Take one reading in; the floor keeps the sum from vanishing when every reading is poor."""
@@ -79,12 +79,13 @@ class _Decision:
             return
         mean: Probabilities = self._sum / self._sum.sum()
         top = int(mean.argmax())
-        if self._top is not None and mean[top] < mean[self._top] + LABEL_HYSTERESIS:
-            top = self._top
-        held = top == self._top and self.emotion.status == "decided"
-        needed = self._min_confidence - (CERTAINTY_HYSTERESIS if held else 0)
-        self._top = top
-        self.emotion = _emotion(mean, self._labels, top, certain=float(mean[top]) >= needed)
+        certain = float(mean[top]) >= self._min_confidence
+        if self._decided is not None:
+            needed = max(float(mean[top]) - LABEL_HYSTERESIS, self._min_confidence - CERTAINTY_HYSTERESIS)
+            if float(mean[self._decided]) >= needed:
+                top, certain = self._decided, True
+        self._decided = top if certain else None
+        self.emotion = _emotion(mean, self._labels, top, certain=certain)
 
 
 def _emotion(probabilities: Probabilities, labels: Sequence[str], top: int, *, certain: bool) -> Emotion:

@@ -267,6 +267,13 @@ class TestEmotion:
         assert sum(a != b for a, b in pairwise(single)) > 10
         assert flips <= 2
 
+    def test_a_label_that_is_uncertain_itself_gives_way_to_one_that_isnt(self):
+        stage, model = self.stage()
+        happy, both = np.array([0.9, 0.05, 0.05], np.float32), np.array([0.43, 0.52, 0.05], np.float32)
+        last = watch(stage, [happy] * 5 + [both] * 30, model)[-1].emotion
+        assert (last.status, last.label) == ("decided", "sad")
+        assert last.confidence == pytest.approx(0.52, abs=1e-3)
+
     def test_a_change_of_face_is_followed(self):
         stage, model = self.stage()
         happy, sad = np.array([0.9, 0.05, 0.05], np.float32), np.array([0.05, 0.9, 0.05], np.float32)
