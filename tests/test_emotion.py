@@ -151,7 +151,7 @@ def test_a_model_is_measured_on_the_test_faces_of_a_folder_tree(tool, tmp_path, 
     figures = tool("evaluate_emotion").evaluate_emotion(model, tmp_path / "faces")
     assert {(figure.dataset, figure.split) for figure in figures} == {("faces", "test")}
     assert {"accuracy", "macro-F1", "expected calibration error", "recall happy"} <= {f.metric for f in figures}
-    assert (tmp_path / "runs" / "emotion-48-int8-confusion.png").stat().st_size > 1000
+    assert (tmp_path / "runs" / "models-emotion-48-int8-confusion.png").stat().st_size > 1000
     assert "8 faces" in capsys.readouterr().out
 
 

@@ -845,9 +845,12 @@ def test_seven_labels_are_the_trees_own_where_it_has_others(capsys):
 
 # Faces
 
+VOTES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF")
+
 
 def test_faces_come_from_a_csv_and_its_votes(tmp_path):
     from emotion_faces import load_faces
+    from train_emotion import soft_targets
 
     pixels = " ".join(["7"] * 48 * 48)
     (tmp_path / "fer2013.csv").write_text(
@@ -861,6 +864,11 @@ def test_faces_come_from_a_csv_and_its_votes(tmp_path):
     assert [faces.names[label] for label in faces.labels] == ["happy", "neutral", "angry"]
     assert faces.usage.tolist() == [0, 1, 2]
     assert faces.votes_match.tolist() == [True, False, True]
+    learnt = np.zeros((3, 7))
+    learnt[0, [3, 6]] = 19 / 20, 1 / 20  # happy by its label, ten votes' worth, and nine of FER+'s; one says neutral
+    learnt[1, 6] = 1  # nobody voted: by its label alone
+    learnt[2, [0, 2]] = 19 / 20, 1 / 20
+    np.testing.assert_allclose(soft_targets(faces), learnt, atol=1e-6)
     assert faces.dup_group[0] == faces.dup_group[1] != faces.dup_group[2]
     two = load_faces(tmp_path, ["happy", "anger"])
     assert two.names == ("happy", "angry")
@@ -871,9 +879,17 @@ def test_faces_come_from_a_csv_and_its_votes(tmp_path):
         load_faces(tmp_path, ["happy"])
     with pytest.raises(InputError, match="no class 'bored'"):
         load_faces(tmp_path, ["bored"])
-    (tmp_path / "fer2013new.csv").write_text((tmp_path / "fer2013new.csv").read_text().replace("1,9,", "1,,"))
-    with pytest.raises(InputError, match="not a table of votes"):
-        load_faces(tmp_path)
+    votes = (tmp_path / "fer2013new.csv").read_text()
+    (tmp_path / "fer2013new.csv").write_text(votes.replace("NF\n", "NF,label\n").replace(",0\n", ",0,7\n"))
+    assert (load_faces(tmp_path).votes == faces.votes).all(), "by the columns' names"
+    for was, now, words in (
+        ("1,9,", "1,,", "line 2: not a row of votes"),
+        ("PublicTest,", "Training,", "line 3: 'Training', where fer2013.csv has another split"),
+        ("anger", "angry", "the column 'anger' is missing"),
+    ):
+        (tmp_path / "fer2013new.csv").write_text(votes.replace(was, now))
+        with pytest.raises(InputError, match=words):
+            load_faces(tmp_path)
     for row in ("3,1 2 3,Training\n", "3", f"3,{pixels}"):
         (tmp_path / "fer2013.csv").write_text(f"emotion,pixels,Usage\n{row}")
         with pytest.raises(InputError, match="line 2"):
@@ -881,6 +897,29 @@ def test_faces_come_from_a_csv_and_its_votes(tmp_path):
     (tmp_path / "fer2013new.csv").unlink()
     (tmp_path / "fer2013.csv").write_text(f"emotion, Usage, pixels\n3, Training, {pixels}\n")  # icml_face_data.csv's
     assert load_faces(tmp_path).labels.tolist() == [3]
+
+
+def test_what_isnt_a_face_or_stands_in_the_test_is_neither_learnt_nor_validated_on(tmp_path):
+    """Twenty images to train on, of which fifteen are test images too, and FER+'s voters see no face in another one."""
+    from emotion_faces import TEST, load_faces
+    from train_emotion import split
+
+    rows = [f"{n % 7},{' '.join([str(n)] * 48 * 48)}" for n in range(20)]
+    usage = ["Training"] * 20 + ["PrivateTest"] * 15
+    (tmp_path / "fer2013.csv").write_text(
+        "\n".join(["emotion,pixels,Usage", *map(",".join, zip(rows + rows[:15], usage, strict=True))])
+    )
+    faces = load_faces(tmp_path)
+    learnt, held = split(faces)
+    assert (len(learnt), len(held)) == (4, 1), "a tenth of five, rounded up"
+    assert sorted(faces.images[[*learnt, *held], 0, 0]) == [15, 16, 17, 18, 19]
+    assert not set(faces.dup_group[held]) & set(faces.dup_group[faces.usage == TEST])
+
+    no_face, face = learnt[0], ["9" if column == "happiness" else "0" for column in VOTES]
+    votes = [f"{split},{','.join(face)}" for split in usage]
+    votes[no_face] = "Training," + ",".join("6" if column == "NF" else "0" for column in VOTES)
+    (tmp_path / "fer2013new.csv").write_text("\n".join([f"Usage,{','.join(VOTES)}", *votes]))
+    assert sorted(split(load_faces(tmp_path))[0]) == sorted(learnt[1:])
 
 
 def test_a_split_with_hardly_a_picture_checks_nothing(tmp_path):
@@ -958,7 +997,9 @@ def test_a_classic_network_stops_early_and_goes_on_where_it_was(models, tmp_path
     # As if it had trained for long, and the first epoch had been the best.
     history = [first | {"val_loss": first["val_loss"] - 1}, *[first] * 9]
     (tmp_path / "history.json").write_text(json.dumps(history))
-    train("--epochs", 30, "--rate", 1e-12, "--resume")
+    train("--epochs", 30, "--rate", 2e-12, "--resume")
+    rate = keras.models.load_model(tmp_path / "checkpoint.keras").optimizer.learning_rate
+    assert float(rate) == pytest.approx(2e-12), "the one that is asked for, not the checkpoint's"
     history = training.history(tmp_path)
     assert len(history) == 11, "ten epochs without a better one"
     assert [training.is_over(history[:count], 10) for count in (0, 10, 11)] == [False, False, True]
@@ -984,10 +1025,31 @@ def test_what_is_left_of_a_damaged_run_is_told(tmp_path):
 def test_the_classics_are_what_they_were():
     from emotion_networks import NETWORKS
 
-    for name, convolutions in (("fer2013-cnn", 6), ("little-vgg", 10)):
-        network = NETWORKS[name].build(5)
-        assert network.output_shape == (None, 5)
-        assert sum(type(layer).__name__ == "Conv2D" for layer in network.layers) == convolutions
+    def made_of(name: str) -> list[str]:
+        """Each layer: what it is, its kernel, how wide it is, and its activation."""
+        told = []
+        for layer in NETWORKS[name].build(5).layers[1:]:
+            of = layer.get_config()
+            learns = [*of.get("kernel_size", ()), of.get("filters", of.get("units")), of.get("activation")]
+            told.append(" ".join(map(str, [type(layer).__name__, *filter(None, learns)])))
+        return told
+
+    def pair(width: int) -> list[str]:
+        return [f"Conv2D 3 3 {width} relu"] * 2
+
+    pool = ["MaxPooling2D", "Dropout"]
+    dense = ["Flatten", "Dense 256 relu", "Dropout", "Dense 5 softmax"]
+    assert made_of("fer2013-cnn") == [*pair(64), *pool, *pair(128), *pair(256), *pool, *dense]
+    (wide,) = (layer for layer in NETWORKS["fer2013-cnn"].build(5).layers if getattr(layer, "units", 0) == 256)
+    assert float(wide.kernel_regularizer.l2) > 0
+    block = "Conv2D 3 3 {0} elu,BatchNormalization,Conv2D 3 3 {0} elu,BatchNormalization,MaxPooling2D,Dropout"
+    blocks = ",".join(block.format(width) for width in (32, 64, 128, 256, 256)).split(",")
+    hidden = ["Dense 64 elu", "BatchNormalization", "Dropout"] * 2
+    assert made_of("little-vgg") == [*blocks, "Flatten", *hidden, "Dense 5 softmax"]
+    classic = NETWORKS["fer2013-cnn"]
+    optimizer = classic.optimizer(classic.rates(classic.rate, 1000))
+    assert (type(optimizer).__name__, float(optimizer.learning_rate)) == ("Adam", pytest.approx(1e-4))
+    assert classic.patience
 
 
 def test_a_network_learns_from_a_tree_without_its_test_faces_and_is_measured_on_them(models, tmp_path):
@@ -1098,6 +1160,9 @@ def test_a_training_that_diverged_leaves_no_model_and_one_goes_on_with_its_own_c
     with pytest.raises(InputError, match="diverged"):
         train("--rate", 1e30)
     assert not (tmp_path / "model.keras").exists()
+    with pytest.raises(InputError, match=r"holds a run: go on with it \(--resume\), or name another folder"):
+        train()
+    (tmp_path / "checkpoint.keras").unlink()
     train("--classes", "happy,sad")
     with pytest.raises(InputError, match=r"learns happy, sad, and now it would be sad, happy"):
         train("--classes", "sad,happy", "--resume")
@@ -1261,6 +1326,12 @@ def test_answers_are_shifted_until_the_rare_class_is_found():
     train_emotion.shift(model, values, labels)
     assert before[2] < 0.2
     assert min(found()) >= train_emotion.LEAST_FOUND - 0.01
+
+    # Where the rare one looks just like another, that isn't given up for it.
+    model.get_layer("emotion").set_weights([np.eye(3), np.zeros(3)])
+    values = np.eye(3, dtype=np.float32)[np.where(labels == 2, 0, labels)]
+    train_emotion.shift(model, values, labels)
+    assert found() == [1, 1, 0]
 
 
 def test_a_face_is_kept_apart_from_other_people_by_a_margin(tmp_path):
@@ -1530,7 +1601,32 @@ def test_a_run_without_readable_settings_isnt_resumed(tmp_path):
     from training import kept_settings
 
     with pytest.raises(InputError, match=r"nothing to resume: .*settings\.json"):
-        kept_settings(tmp_path)
-    (tmp_path / "settings.json").write_text('{"epochs": 4')
+        kept_settings(tmp_path, "out")
+    (tmp_path / "settings.json").write_text('{"out": 4')
     with pytest.raises(InputError, match=r"settings\.json: it can't be read: .* without --resume"):
-        kept_settings(tmp_path)
+        kept_settings(tmp_path, "out")
+    for another in ('{"output": 4}', "[]"):
+        (tmp_path / "settings.json").write_text(another)
+        with pytest.raises(InputError, match=r"settings\.json: another trainer's"):
+            kept_settings(tmp_path, "out")
+    (tmp_path / "settings.json").write_text('{"out": 4}')
+    assert kept_settings(tmp_path, "out") == {"out": 4}
+
+
+def test_a_run_is_of_no_commit_where_git_cant_tell(tmp_path, monkeypatch):
+    from training import commit
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commit() == ""
+
+
+def test_batch_normalisation_is_taken_anew_from_all_images_alike():
+    import keras
+    import train_emotion
+
+    image = keras.Input((48, 48, 1))
+    model = keras.Model(image, keras.layers.BatchNormalization()(image))
+    images = np.full((129, 48, 48), 51, np.uint8)
+    images[128] = 180  # by itself in the last batch
+    train_emotion.settle(model, images)
+    assert float(model.layers[1].moving_mean[0]) == pytest.approx(images.mean() / 255, abs=1e-4)

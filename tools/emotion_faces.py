@@ -39,8 +39,8 @@ MOST_UNREADABLE = 0.02
 """Of a tree's pictures: published data sets have a few broken ones, and more is a mistake."""
 GRAY_48 = ModelInput(48, 48, "gray", (0.0, 1.0))
 """What FER2013's own images suit."""
-VOTES = 10
-"""Columns of FER+: neutral, happiness, surprise, sadness, anger, disgust, fear, contempt, unknown, not a face."""
+VOTES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF")
+"""Columns of FER+, the last "not a face"."""
 VOTE_OF = {"neutral": 0, "happy": 1, "surprise": 2, "sad": 3, "angry": 4, "disgust": 5, "fear": 6, "contempt": 7}
 """Which column votes for a label."""
 
@@ -68,9 +68,11 @@ class Faces:
         return np.flatnonzero(self.usage == usage)
 
 
-def find_faces(path: Path, classes: Sequence[str] = (), model_input: ModelInput = GRAY_48) -> Faces:
+def find_faces(
+    path: Path, classes: Sequence[str] = (), model_input: ModelInput = GRAY_48, only: int | None = None
+) -> Faces:
     """The faces of `load_faces`; the folder of the research data stands for the FER2013 in it."""
-    return load_faces(path / "fer2013" if (path / "fer2013").is_dir() else path, classes, model_input)
+    return load_faces(path / "fer2013" if (path / "fer2013").is_dir() else path, classes, model_input, only)
 
 
 def with_labels_of(
@@ -90,19 +92,22 @@ def with_labels_of(
     return rows[labels >= 0], labels[labels >= 0]
 
 
-def load_faces(path: Path, classes: Sequence[str] = (), model_input: ModelInput = GRAY_48) -> Faces:
+def load_faces(
+    path: Path, classes: Sequence[str] = (), model_input: ModelInput = GRAY_48, only: int | None = None
+) -> Faces:
     """The faces of a folder tree, a `fer2013.csv` (or its folder) or FER2013's sheets; InputError says what is wrong.
 
     `classes` chooses labels and their order: images of others are left out. Without it they are FER2013's seven, or a
-    tree's folders by name. A tree's pictures come as the model takes them. Where there is no validation split, a tenth
-    of train is: the same one, whichever classes and whichever size are asked for.
+    tree's folders by name. A tree's pictures come as the model takes them; with `only`, where it has that split, the
+    others aren't read. Where there is no validation split, a tenth of train is, without what stands in test too: the
+    same one, whichever classes and whichever size are asked for.
     """
     if (path / "meta.npz").is_file():
         faces = _from_sheets(load_fer2013(path))
     elif (table := _csv_of(path)) is not None:
         faces = _from_csv(table)
     else:
-        faces = _from_tree(path, model_input)
+        faces = _from_tree(path, model_input, only)
     return _only(faces, tuple(map(label_name, classes)), path) if classes else faces
 
 
@@ -183,25 +188,28 @@ def _from_csv(path: Path) -> Faces:
             raise InputError(f"{path}, line {number}: not a row of fer2013.csv: {error}") from error
     if not images or not 0 <= min(labels) <= max(labels) < len(Fer2013.LABELS):
         raise InputError(f"{path}: no rows, or an emotion that isn't 0 to {len(Fer2013.LABELS) - 1}")
-    votes, match = _votes_beside(path, len(images))
+    votes, match = _votes_beside(path, usage)
     stacked = np.stack(images)
     groups = _groups(stacked)
     splits = _with_validation(np.array(usage, np.uint8), groups)
     return Faces(Fer2013.LABELS, stacked, np.array(labels, np.intp), splits, votes, match, groups, True)
 
 
-def _votes_beside(path: Path, count: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """FER+'s votes from the `fer2013new.csv` beside a `fer2013.csv`, row by row."""
-    votes = np.zeros((count, VOTES), np.uint8)
+def _votes_beside(path: Path, usage: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """FER+'s votes from the `fer2013new.csv` beside a `fer2013.csv`, row by row of the same splits."""
+    votes = np.zeros((len(usage), len(VOTES)), np.uint8)
     beside = path.with_name("fer2013new.csv")
     if beside.is_file():
-        rows = [list(row.values())[-VOTES:] for row in _rows(beside, ("neutral", "NF"))]
-        if len(rows) != count:
-            raise InputError(f"{beside}: {len(rows)} rows of votes, and {path.name} has {count} images")
-        try:
-            votes[:] = [list(bytes(map(int, row))) for row in rows]
-        except ValueError as error:
-            raise InputError(f"{beside}: not a table of votes: {error}") from error
+        rows = list(_rows(beside, ("Usage", *VOTES)))
+        if len(rows) != len(usage):
+            raise InputError(f"{beside}: {len(rows)} rows of votes, and {path.name} has {len(usage)} images")
+        for number, (row, split) in enumerate(zip(rows, usage, strict=True), 2):
+            if SPLITS.get(row["Usage"].strip().lower()) != split:
+                raise InputError(f"{beside}, line {number}: {row['Usage']!r}, where {path.name} has another split")
+            try:
+                votes[number - 2] = list(bytes(int(row[name]) for name in VOTES))
+            except ValueError as error:
+                raise InputError(f"{beside}, line {number}: not a row of votes: {error}") from error
     return votes, np.asarray(votes.any(1), bool)
 
 
@@ -213,20 +221,23 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
         yield from reader
 
 
-def _from_tree(path: Path, model_input: ModelInput) -> Faces:
+def _from_tree(path: Path, model_input: ModelInput, only: int | None) -> Faces:
     if not path.exists():
         raise InputError(f"{path} isn't there; a folder tree, a fer2013.csv or FER2013's sheets are wanted")
     names, files = labelled_files(path) if path.is_dir() else ((), [])
     if len({label for _, label, _ in files}) < 2:
         raise InputError(f"{path}: a folder for each class is wanted, with pictures in it (train/happy/1.jpg, ...)")
+    usage = np.array([split for split, _, _ in files], np.uint8)
+    usage = _with_validation(usage, _groups_of(file.read_bytes() for _, _, file in files))
+    files = [(int(split), label, file) for split, (_, label, file) in zip(usage, files, strict=True)]
+    files = [file for file in files if file[0] == only] or files
     of = len(files)
     files, pictures, failures = readable(files, lambda file: _as_taken(read_picture(file[2]), model_input))
     tell_unreadable(failures, of, path)
+    usage = np.array([split for split, _, _ in files], np.uint8)
     labels = np.array([label for _, label, _ in files], np.intp)
     images = np.stack(pictures)
-    usage = np.array([split for split, _, _ in files], np.uint8)
-    usage = _with_validation(usage, _groups_of(file.read_bytes() for _, _, file in files))
-    none = np.zeros((len(files), VOTES), np.uint8)
+    none = np.zeros((len(files), len(VOTES)), np.uint8)
     return Faces(names, images, labels, usage, none, np.zeros(len(files), bool), _groups(images), False)
 
 
@@ -251,7 +262,7 @@ def _with_validation(usage: NDArray[np.uint8], groups: NDArray[np.int32]) -> NDA
     """The splits, with a tenth of train as the validation split where there is none."""
     if (usage == VALIDATION).any():
         return usage
-    mine = np.unique(groups[usage == TRAIN])
+    mine = np.setdiff1d(groups[usage == TRAIN], groups[usage == TEST])
     tenth = np.isin(groups, mine[: math.ceil(len(mine) / 10)])
     return np.where((usage == TRAIN) & tenth, np.uint8(VALIDATION), usage)
 

@@ -27,7 +27,7 @@ def evaluate_emotion(model: Model, data: Path) -> list[Metric]:
     Faces whose label the model doesn't know are left out. Tells the time and draws the confusion matrix.
     """
     card, precision = model.card, precision_of(model.card)
-    faces = find_faces(data, model_input=card.input)
+    faces = find_faces(data, model_input=card.input, only=TEST)
     reader = EmotionReader(model)
     has_test = bool((faces.usage == TEST).any())
     tested = faces.rows(TEST) if has_test else np.arange(len(faces.labels))
@@ -35,7 +35,8 @@ def evaluate_emotion(model: Model, data: Path) -> list[Metric]:
         print(f"{data}: there is no test/, so all faces count: a model that learned from some of them looks too good")
     rows, labels = with_labels_of(faces, tested, reader.labels)
     answers, seconds = read_all(reader, faces.images[rows])
-    plot = PLOTS / f"{model.path.stem}-{precision}-confusion.png"
+    name = "-".join(model.path.with_suffix("").parts[-2:])  # old/mine.tflite beside new/mine.tflite
+    plot = PLOTS / f"{name}-{precision}-confusion.png"
     plot_confusion(confusion_matrix(labels, answers.argmax(1), len(reader.labels)), reader.labels, plot)
     others = f" ({len(tested) - len(rows)} of labels that it doesn't know are left out)" * (len(rows) < len(tested))
     print(f"{model.path}: {len(rows)} faces{others}, {seconds * 1000:.3f} ms each on one thread (median)")

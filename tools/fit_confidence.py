@@ -45,7 +45,7 @@ def fit(path: Path, data: Path) -> None:
     """Fit one card's temperature and threshold to labelled faces, and write it."""
     card = read_card(path)
     reader = EmotionReader(Model(path.with_suffix(".tflite"), "emotion"))
-    faces = find_faces(data, model_input=card.input)
+    faces = find_faces(data, model_input=card.input, only=VALIDATION)
     held = faces.rows(VALIDATION)
     if not len(held):
         raise InputError(f"{data}: it holds neither val/ nor train/ to fit on; a test/ is kept for evaluate.py")

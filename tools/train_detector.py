@@ -44,6 +44,7 @@ from training import (
     begin,
     beginning,
     check_mean,
+    check_new,
     commit,
     kept_settings,
     load_checkpoint,
@@ -107,11 +108,13 @@ def main() -> None:
     if arguments.resume:
         if not progress(folder).is_file():
             raise InputError(f"nothing to resume: {folder} holds no epoch of a run")
-        kept = kept_settings(folder)
+        kept = kept_settings(folder, "output")
         run_of = {name: kept.pop(name, run_of[name]) for name in run_of}
         run_of["command"] += f", resumed by {shlex.join(['python', *sys.argv])}"
         parser.set_defaults(**kept | {"start": started_from(kept)})
         arguments = parser.parse_args()
+    else:
+        check_new(progress(folder))
     settings = vars(arguments) | run_of
     check_mean(settings["epochs"], settings["start"], resume=arguments.resume)
     settings |= {name: [str(path) for path in settings[name]] for name in ("more", "start")}
@@ -143,8 +146,6 @@ def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
     if starts and not resume:
         go_on_from_mean(starts, former, normalise(fitted(scenes, name, PICTURES, seed), INPUTS[name]))
     model = rebuilt(former, network, bfloat16=settings["bfloat16"])
-    if not resume:
-        progress(folder).unlink(missing_ok=True)  # of another run, which this one replaces
     (folder / "settings.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
     trained = keras.Model(model.input, layers.Concatenate(-1, dtype="float32")(model.outputs))
     warmup = min(400, epochs * steps // 4)

@@ -44,9 +44,9 @@ from training import (
     BFLOAT16,
     START,
     begin,
-    begin_anew,
     beginning,
     check_mean,
+    check_new,
     checkpoint,
     commit,
     fit,
@@ -110,12 +110,13 @@ def main() -> None:
     folder: Path = arguments.out
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.resume:
-        kept = {"commit": commit()} | kept_settings(folder)
+        kept = {"commit": commit()} | kept_settings(folder, "out")
         kept["start"] = started_from(kept)
         kept["command"] += f", resumed by {shlex.join(['python', *sys.argv])}"
         parser.set_defaults(**kept)
         arguments = parser.parse_args()
     else:
+        check_new(checkpoint(folder))
         kept = {name: value for name, value in vars(arguments).items() if name != "resume"}
         kept |= {name: [str(path) for path in kept[name]] for name in ("more", "start")}
         kept |= {"command": shlex.join(["python", *sys.argv]), "commit": commit()}
@@ -155,7 +156,6 @@ def main() -> None:
     if goes_on:
         done = resume(model, folder)
     else:
-        begin_anew(folder)
         (folder / "settings.json").write_text(json.dumps(kept, indent=2, default=str) + "\n")
         print(
             f"seed {arguments.seed}, {model.count_params() / 1e3:.0f} k parameters, {len(faces)} faces to learn, ",

@@ -45,8 +45,8 @@ from training import (
     BFLOAT16,
     START,
     begin,
-    begin_anew,
     best,
+    check_new,
     checkpoint,
     commit,
     fit,
@@ -67,7 +67,7 @@ LEAST_FOUND, MOST_LOST = 0.48, 0.005
 """What share of each emotion's validation images is to be found, and what accuracy that may cost."""
 STEP, MOST_STEPS = 0.05, 200
 """How the answers are shifted towards it: nothing found after all of these is never found."""
-DIVERGED = "the network's answers are no numbers: the training diverged; begin anew with a lower --rate"
+DIVERGED = "the network's answers are no numbers: the training diverged; take a lower --rate and another --out"
 CALIBRATION_IMAGES = 1024
 """A quarter calibrates, the others check."""
 
@@ -114,9 +114,11 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
     arguments = parser.parse_args()
     if arguments.resume:
-        kept = kept_settings(arguments.out)
+        kept = kept_settings(arguments.out, "arguments")
         parser.set_defaults(**kept["arguments"])
         arguments = parser.parse_args()
+    else:
+        check_new(checkpoint(arguments.out))
     faces = find_faces(Path(arguments.data), arguments.classes.split(",") if arguments.classes else ())
     if arguments.resume and tuple(kept["classes"]) != faces.names:
         was, now = ", ".join(kept["classes"]), ", ".join(faces.names)
@@ -172,8 +174,7 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
     model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"], jit_compile=backend.COMPILE)
     if goes_on:
         done = resume(model, arguments.out)
-    else:
-        begin_anew(arguments.out)
+        optimizer.learning_rate = rates  # a checkpoint keeps a steady one
     save_settings(arguments, model, faces.names, len(rows), len(held))
     callbacks: list[keras.callbacks.Callback] = []
     if network.averages:
@@ -290,10 +291,12 @@ def settle(model: keras.Model, images: Image) -> None:
     Those of training belong to the weights before they were averaged, and to augmented images.
     """
     norms = [layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
-    for step, start in enumerate(range(0, min(len(images), 100 * 128), 128)):
+    images = images[: 100 * 128]
+    for start in range(0, len(images), 128):
+        some = images[start : start + 128]
         for norm in norms:
-            norm.momentum = step / (step + 1)  # the plain mean of all steps, however few
-        model(as_input(images[start : start + 128]), training=True)
+            norm.momentum = start / (start + len(some))  # the plain mean over all images
+        model(as_input(some), training=True)
 
 
 def shift(model: keras.Model, images: Floats, labels: NDArray[np.intp]) -> None:
@@ -311,14 +314,16 @@ def shift(model: keras.Model, images: Floats, labels: NDArray[np.intp]) -> None:
     for _ in range(100):
         answers = np.exp(scores + bias)
         bias += np.log(root / ((1 / root[labels]) @ (answers / answers.sum(1, keepdims=True))))
-    accuracy = ((scores + bias).argmax(1) == labels).mean()
+    right = (scores + bias).argmax(1) == labels
+    enough = right.mean() - MOST_LOST
     for _ in range(MOST_STEPS):
-        right = (scores + bias).argmax(1) == labels
         found = np.bincount(labels, right, len(each)) / np.maximum(each, 1)
         least = np.where(each, found, 1).argmin()
-        if found[least] >= LEAST_FOUND or right.mean() < accuracy - MOST_LOST:
+        raised = bias + STEP * (np.arange(len(each)) == least)
+        right = (scores + raised).argmax(1) == labels
+        if found[least] >= LEAST_FOUND or right.mean() < enough:
             break
-        bias[least] += STEP
+        bias = raised
     kernel, own = last.get_weights()
     last.set_weights([kernel, own + bias - bias.mean()])
 

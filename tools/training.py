@@ -52,8 +52,11 @@ def rebuilt(model: keras.Model, build: Callable[[], keras.Model], *, bfloat16: b
     return copy
 
 
-def kept_settings(folder: Path) -> dict[str, Any]:
-    """The settings of a run that is to be resumed; InputError where there are none that can be read."""
+def kept_settings(folder: Path, own: str) -> dict[str, Any]:
+    """The settings of a run that is to be resumed; InputError where there are none that can be read.
+
+    `own` is what the settings of this trainer hold, and those of the others don't.
+    """
     path = folder / "settings.json"
     try:
         kept: dict[str, Any] = json.loads(path.read_text())
@@ -61,6 +64,8 @@ def kept_settings(folder: Path) -> dict[str, Any]:
         raise InputError(f"nothing to resume: {path} isn't there") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: it can't be read: {error}; begin the run anew, without --resume") from error
+    if not isinstance(kept, dict) or own not in kept:
+        raise InputError(f"{path}: another trainer's; resume the run with that, or begin one in another folder")
     return kept
 
 
@@ -94,10 +99,10 @@ def best(folder: Path) -> Path:
     return folder / "best.keras"
 
 
-def begin_anew(folder: Path) -> None:
-    """Forget the epochs of another run in this folder, which nobody should go on from with the settings of this one."""
-    for kept in (checkpoint(folder), best(folder), folder / "history.json"):
-        kept.unlink(missing_ok=True)
+def check_new(kept: Path) -> None:
+    """InputError where there is what a run in this folder keeps: hours of work, which a new one would replace."""
+    if kept.is_file():
+        raise InputError(f"{kept.parent} holds a run: go on with it (--resume), or name another folder for a new one")
 
 
 def resume(model: keras.Model, folder: Path) -> list[Figures]:
@@ -209,7 +214,10 @@ class Keep(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no type
 
 
 def commit() -> str:
-    """The commit that the script was run from, "-dirty" where it wasn't that alone."""
+    """The commit that the script was run from, "-dirty" where it wasn't that alone; "" where git can't tell."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # all of it is ours
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # all of it is ours
+    except FileNotFoundError:
+        return ""
     return result.stdout.strip()
