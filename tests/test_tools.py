@@ -31,7 +31,7 @@ from edgefer.vision.detector import MAX_IOU, Detector, suppress  # noqa: E402
 from edgefer.vision.embedder import units  # noqa: E402
 from edgefer.vision.emotion import EmotionReader  # noqa: E402
 from edgefer.vision.model import Model, find_card, find_model  # noqa: E402
-from edgefer.vision.preprocess import letterbox  # noqa: E402
+from edgefer.vision.preprocess import letterbox, to_floats  # noqa: E402
 
 # TensorFlow and Keras warn of their own affairs.
 pytestmark = [pytest.mark.timeout(500), pytest.mark.filterwarnings("default")]
@@ -100,6 +100,9 @@ lost.save(f"{folder}/lost.keras")
 image = keras.Input((24, 24, 1))
 wide = keras.layers.Dense(8)(keras.layers.Flatten()(image))
 keras.Model(image, keras.layers.UnitNormalization()(wide)).save(f"{folder}/unit.keras")
+highest = keras.layers.GlobalMaxPooling2D()(keras.layers.Conv2D(3, 3)(image))
+keras.Model(image, keras.layers.Softmax()(highest)).save(f"{folder}/highest.keras")
+keras.Model(image, keras.layers.AveragePooling2D(24)(image)).save(f"{folder}/map.keras")
 two = plain(keras)
 keras.Model([two.input, other := keras.Input((24, 24, 1))],
             keras.layers.Add()([two.output, two(other)])).save(f"{folder}/two.keras")
@@ -225,6 +228,31 @@ def test_an_embedding_that_ends_in_unit_length_needs_no_option(models, tmp_path,
     assert np.linalg.norm(vector) == pytest.approx(1, abs=0.02)
 
 
+def test_the_maximum_of_a_map_is_computed_in_float_between_int8_layers(models, tmp_path, capfd):
+    assert convert(models / "highest.keras", "--calibrate", models / "pictures.npy", "--labels", "a,b,c",
+                   "-o", tmp_path / "highest.tflite") == 0  # fmt: skip
+    assert "no int8 for REDUCE_MAX: computed in float" in capfd.readouterr().out
+
+
+def test_what_int8_is_chosen_by_is_what_the_daemon_computes(models, tmp_path):
+    from tflite_graph import run
+
+    assert convert(models / "tiny.keras", "--calibrate", models / "pictures.npy", "--labels", "a,b,c", "--range", -1, 1,
+                   "--min-agreement", 0, "-o", tmp_path / "tiny.tflite") == 0  # fmt: skip
+    model = Model(tmp_path / "tiny.tflite", "emotion")
+    pictures = np.load(models / "pictures.npy")
+    samples = [to_floats(picture, model.card.input) for picture in pictures]
+    (given,) = run((tmp_path / "tiny.tflite").read_bytes(), samples, highest=1.0)
+    np.testing.assert_allclose(given, [model(picture)[0] for picture in pictures], atol=1e-6)
+
+
+def test_a_model_larger_in_float_than_the_daemon_takes_becomes_int8(models, tmp_path, monkeypatch):
+    asked = [models / "tiny.keras", "--calibrate", models / "pictures.npy", "--labels", "a,b,c", "--min-agreement", 0]
+    assert convert(*asked, "-o", tmp_path / "small.tflite") == 0
+    monkeypatch.setattr("edgefer.vision.model.MAX_MODEL_BYTES", (tmp_path / "small.tflite").stat().st_size)
+    assert convert(*asked, "-o", tmp_path / "large.tflite") == 0
+
+
 def test_a_savedmodel_of_logits_gets_its_softmax_in_float16(models, tmp_path, capfd):
     assert convert(models / "saved", "--calibrate", models / "pictures.npy", "--labels", "calm,glad,sad",
                    "--precision", "float16", "-o", tmp_path / "saved.tflite") == 0  # fmt: skip
@@ -329,6 +357,7 @@ def test_a_sequential_model_of_keras_1_is_converted_though_it_tells_no_version(m
     ("kind", "settings", "words"),
     [
         ("MaxoutDense", {"output_dim": 3}, "MaxoutDense layer 'odd' has no counterpart"),
+        ("Merge", {"mode": ["4wEAAA", None, None]}, "Merge layer 'odd' has no counterpart"),
         ("BatchNormalization", {"mode": 2, "epsilon": 1e-3}, "mode 2"),
         ("Dense", {"output_dim": 3, "activation": "hard_sigmoid"}, "hard_sigmoid"),
         ("Dense", {"output_dim": 3}, r"\[\(2, 5\)\], and the architecture asks for \[\(24, 3\), \(3,\)\]"),
@@ -342,6 +371,10 @@ def test_what_keras_1_had_alone_is_named(tmp_path, kind, settings, words):
     write_keras_1(tmp_path / "odd.h5", {"class_name": "Sequential", "config": [flat, layer]},
                   {"odd": [np.zeros((2, 5))]})  # fmt: skip
     with pytest.raises(InputError, match=words):
+        read_model(tmp_path / "odd.h5")
+    inner = {"class_name": "Sequential", "config": [layer]}
+    write_keras_1(tmp_path / "odd.h5", {"class_name": "Sequential", "config": [flat, inner]}, {})
+    with pytest.raises(InputError, match="Sequential layer 'of no name' is a network of its own"):
         read_model(tmp_path / "odd.h5")
 
 
@@ -382,6 +415,8 @@ def test_a_normalisation_of_another_axis_tells_nothing_of_the_range(tmp_path):
         (["pictures.npy", "--calibrate", "pictures.npy"], 66, "not a Keras model"),
         (["missing.h5", "--calibrate", "pictures.npy"], 66, "isn't there"),
         (["two.keras", "--calibrate", "pictures.npy"], 65, "one picture"),
+        (["map.keras", "--calibrate", "pictures.npy", "--task", "embedding"], 65,
+         "map.keras: a model for embedding gives one vector, and this one gives (1, 1, 1)"),
         (["lambda.keras", "--calibrate", "pictures.npy"], 66, "Lambda 'code': no model file carries"),
         (["wrapped.keras", "--calibrate", "pictures.npy"], 66, "TimeDistributed 'each': no model file carries"),
         (["custom.keras", "--calibrate", "pictures.npy"], 66, "Mine 'mine_1': no model file carries"),
@@ -390,7 +425,7 @@ def test_a_normalisation_of_another_axis_tells_nothing_of_the_range(tmp_path):
         (["lost.keras", "--calibrate", "pictures.npy", "--labels", "a,b,c"], 65, "its answers are no numbers"),
         (["of_two", "--calibrate", "pictures.npy"], 65, "of_two: its input is (None, 24, 24, 2)"),
         (["tiny.keras", "--calibrate", "pictures.npy", "--labels", "a,b,c", "--float-layers", "9", "--io", "uint8"], 65,
-         "stays in float: --io int8"),
+         "nothing is left in int8 that could take or give uint8"),
         (["strange", "--calibrate", "pictures.npy", "--labels", "a,b,c"], 65, "Erfinv"),
         (["tiny.keras", "--calibrate", "pictures.npy", "--labels", "a,b,c", "--min-agreement", "1.01"], 1, "written"),
         (["tiny.keras", "--calibrate", "pictures.npy", "--min-agreement", "97"], 64, "0.97 for 97 %"),
@@ -707,7 +742,7 @@ def test_biases_make_up_for_what_int8_adds_on_average():
             _, bias = graph.weights(operator)
             graph.give(operator, 2, (bias * 1.3).astype(np.int32))
         (spoilt,), (mended,) = (
-            run(content, others) for content in (graph.content(), unbiased(graph.content(), floats, pictures))
+            run(content, others) for content in (graph.content(), unbiased(graph.content(), floats, pictures, 1.0))
         )
         assert np.abs(spoilt - expected).mean() > np.ptp(expected) / 20
         assert np.abs(mended - expected).mean() < np.ptp(expected) / 100
@@ -803,6 +838,10 @@ def test_another_order_of_the_labels_is_told_and_counted_by(capsys):
     always = np.eye(7, dtype=np.float32)[np.full(200, 2)]
     assert (in_order(card, always, uneven)[1] == uneven).all(), "so is the commonest"
     assert (in_order(card, scores[:30, neutral_first], truth[:30])[1] == truth[:30]).all(), "too few"
+    five = np.flatnonzero((labels >= 0) & (labels < len(SEVEN) - 2))
+    told, _ = in_order(card, np.roll(scores, -1, 0)[five][:, neutral_first], labels[five])
+    assert told == SEVEN, "of two labels there is no picture"
+    assert "another order would be as right" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -1299,9 +1338,14 @@ def test_a_pack_that_is_none_is_told(tmp_path):
     (tmp_path / "empty.npz").touch()
     np.save(tmp_path / "array.npy", np.zeros(3))
     np.savez(tmp_path / "other.npz", blob=np.zeros(3), off=np.zeros(2))
-    for name in ("cut.npz", "empty.npz", "array.npy"):
+    np.savez_compressed(tmp_path / "torn.npz", blob=np.arange(999), off=np.zeros(2))
+    whole = (tmp_path / "torn.npz").read_bytes()
+    (tmp_path / "torn.npz").write_bytes(whole[:99] + bytes(99) + whole[198:])
+    for name in ("cut.npz", "empty.npz", "torn.npz"):
         with pytest.raises(InputError, match=f"{name}: it can't be read"):
             open_pack(tmp_path / name)
+    with pytest.raises(InputError, match=r"array\.npy: no such pack: it lacks blob, off"):
+        open_pack(tmp_path / "array.npy")
     with pytest.raises(InputError, match=r"other\.npz: no such pack: it lacks box, img"):
         open_pack(tmp_path / "other.npz", "img", "box")
 

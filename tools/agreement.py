@@ -1,4 +1,4 @@
-"""How well a converted model agrees with its original, and what each layer costs."""
+"""How well a converted model agrees with its original."""
 
 from __future__ import annotations
 

@@ -7,14 +7,13 @@ detectors whole scenes.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data import Pack, pictures_below
+from data import Pack, pictures_below, read_arrays
 from emotion_faces import TEST, TRAIN, VALIDATION, at_size, labelled_files, load_faces, readable, tell_unreadable
 from numpy.typing import NDArray
 
@@ -125,14 +124,7 @@ def _from_folder(folder: Path) -> Source:
 
 
 def _from_arrays(path: Path, model_input: ModelInput) -> Source:
-    try:
-        with path.open("rb") as file:
-            loaded = np.load(file)
-            arrays: dict[str, NDArray[Any]] = (
-                {name: loaded[name] for name in loaded.files} if path.suffix == ".npz" else {"images": loaded}
-            )
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not an array of numpy: {error}; is it whole?") from error
+    arrays = read_arrays(path)
     if {"blob", "off"} <= arrays.keys():
         pack = Pack(str(path), arrays)
         return Source(pack.picture, np.full(len(pack), TRAIN, np.uint8))

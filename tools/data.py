@@ -66,14 +66,22 @@ def open_pack(path: Path, *fields: str) -> Pack:
     """A pack, its JPEGs still compressed in memory; InputError where it lacks one of these fields."""
     if not path.is_file():
         raise InputError(f"{path} isn't there; check its name, or the folder of the research data (--data)")
-    try:
-        with np.load(path) as archive:
-            pack = Pack(str(path), {name: archive[name] for name in archive.files})
-    except (BadZipFile, zlib.error, EOFError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: it can't be read: {error}; is it whole, and a pack of pictures?") from error
+    pack = Pack(str(path), read_arrays(path))
     if missing := sorted({"blob", "off", *fields} - set(pack.fields)):
         raise InputError(f"{path}: no such pack: it lacks {', '.join(missing)}")
     return pack
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz, by name, or that of an .npy; InputError where they can't be read."""
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file)
+            if isinstance(loaded, np.ndarray):
+                return {"images": loaded}
+            return {name: loaded[name] for name in loaded.files}
+    except (BadZipFile, zlib.error, OSError, EOFError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: it can't be read: {error}; is it whole, and numpy's?") from error
 
 
 def save_pack(path: Path, **fields: Any) -> None:

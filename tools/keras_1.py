@@ -50,12 +50,13 @@ def rebuild(path: Path, config: Config, weights: Path, keras: Any) -> Any:
     for layer in layers:
         name, kind = _name(layer), layer["class_name"]
         try:
+            settings = _settings(layer)
             nodes = layer.get("inbound_nodes", [[[previous]]] if tensors else [])
             if not nodes:
-                tensors["input of " + name] = _input(layer["config"], first, keras)
+                tensors["input of " + name] = _input(settings, first, keras)
                 nodes = [[["input of " + name]]]
             sources = [tensors[source] for source, *_ in _only(nodes)]
-            steps = _steps(kind, layer["config"], first, len(sources[0].shape), keras.layers)
+            steps = _steps(kind, settings, first, len(sources[0].shape), keras.layers)
         except _UnknownError as error:
             raise InputError(
                 f"{path}: Keras 1's {kind} layer {name!r} {error}: build the network anew in today's Keras, load these "
@@ -78,7 +79,15 @@ def _layers(config: Config) -> list[Config]:
 
 
 def _name(layer: Config) -> str:
-    return str(layer.get("name") or layer["config"]["name"])
+    config = layer["config"]
+    return str(layer.get("name") or (config["name"] if isinstance(config, dict) else "of no name"))
+
+
+def _settings(layer: Config) -> Config:
+    settings: Config = layer["config"]
+    if not isinstance(settings, dict):
+        raise _UnknownError("is a network of its own")
+    return settings
 
 
 def _only(nodes: list[list[Any]]) -> list[Any]:
@@ -144,7 +153,7 @@ def _steps(kind: str, settings: Config, first: bool, rank: int, layers: Any) -> 
             return [layers.Reshape(settings["target_shape"])]
         case "Permute" if not first:
             return [layers.Permute(settings["dims"])]
-        case "Merge" if settings.get("mode") in MERGES and not settings.get("layers"):
+        case "Merge" if str(settings.get("mode")) in MERGES and not settings.get("layers"):
             place = {"axis": axis[settings["concat_axis"]]} if settings["mode"] == "concat" else {}
             return [getattr(layers, MERGES[settings["mode"]])(**place)]
     if kind in TRAINING_ONLY:

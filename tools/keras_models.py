@@ -35,7 +35,6 @@ from numpy.typing import NDArray
 from edgefer.errors import InputError
 
 Floats = NDArray[np.float32]
-BATCH = 64
 RENAMED = {"softmax_v2": "softmax"}
 """Functions of TensorFlow's own by the names that some TensorFlow 2.x saved, where they were given as activations."""
 
@@ -72,7 +71,7 @@ class KerasModel:
     def __call__(self, pictures: Floats) -> list[Floats]:
         """The outputs for n x height x width x channels, each n x ..., in the model's order."""
         parts = []
-        batch = self._fixed or BATCH
+        batch = self._fixed or len(pictures)
         for start in range(0, len(pictures), batch):
             some = pictures[start : start + batch]
             whole = np.pad(some, ((0, batch - len(some)), *[(0, 0)] * 3)) if self._fixed else some

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from edgefer.errors import ModelError
 from edgefer.vision.card import ModelCard
 from edgefer.vision.model import Model
 
@@ -27,4 +28,7 @@ def loaded(content: bytes, card: ModelCard) -> Iterator[Model]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{card.name}.tflite"
         write_model(path, content, card)
-        yield Model(path, card.task)
+        try:
+            yield Model(path, card.task)
+        except ModelError as error:
+            raise ModelError(str(error).replace(str(path), path.name)) from error

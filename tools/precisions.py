@@ -18,7 +18,7 @@ Io = Literal["int8", "uint8", "float32"]
 ALL = qtyping.TFLOperationName.ALL_SUPPORTED
 LIGHT = frozenset(
     {"ELU", "LEAKY_RELU", "PRELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "TILE", "L2_NORMALIZATION", "SQUARE", "EXP"}
-    | {"LOG", "NEG", "MINIMUM", "CAST"}
+    | {"LOG", "NEG", "MINIMUM", "REDUCE_MAX", "CAST"}
 )
 """Operators that ai-edge-quantizer has no int8 for, and that cost little in float: they have no weights."""
 PASSING = frozenset({"RESHAPE", "MAX_POOL_2D", "PAD", "TRANSPOSE", "STRIDED_SLICE", "QUANTIZE", "DEQUANTIZE"})
@@ -101,26 +101,30 @@ class Int8:
         for end, value in (("min", min(input_range)), ("max", max(input_range))):
             self._ranges[tensor][end] = np.full_like(self._ranges[tensor][end], value)
         self._floats = holding_biases(floats, self._ranges)
-        self._samples, self._expected = samples, expected
+        self._samples, self._expected, self._highest = samples, expected, max(input_range)
         whole, clipped = self._ranges, clip(self._floats, self._ranges, samples, {tensor})
         noises = []
         for self._ranges in (whole, clipped):
-            noises.append(self._noise(self._quantised(self._work("float32"))))
+            noises.append(self._noise(self._quantised(self._work("int8"))))
         self._ranges = clipped if noises[1] < noises[0] else whole
-        self.noise = self._noise(self.write("float32"))
+        self._all_int8 = self._corrected("int8")
+        self.noise = self._noise(self._all_int8)
 
     def write(self, io: Io, floating: tuple[Layer, ...] = ()) -> bytes:
         """The int8 .tflite, with some layers left in float."""
-        content = self._quantised(self._work(io, floating))
-        content = min(content, unbiased(content, self._floats, self._samples[:MEANS]), key=self._noise)
+        content = self._corrected(io, floating) if floating or io != "int8" else self._all_int8
         if io != "uint8":
             return content
         try:
             return _with_uint8(content)
         except ValueError as error:
             raise ConversionError(
-                "its first or last layer stays in float: --io int8 and --io float32 leave that end as it is"
+                "nothing is left in int8 that could take or give uint8: fewer --float-layers, or --io float32"
             ) from error
+
+    def _corrected(self, io: Io, floating: tuple[Layer, ...] = ()) -> bytes:
+        content = self._quantised(self._work(io, floating))
+        return min(content, unbiased(content, self._floats, self._samples[:MEANS], self._highest), key=self._noise)
 
     def _work(self, io: Io, floating: tuple[Layer, ...] = ()) -> Any:
         work = quantizer.Quantizer(self._floats, recipe.static_wi8_ai8())
@@ -134,7 +138,7 @@ class Int8:
     def _noise(self, content: bytes) -> float:
         return max(
             float(((a - b) ** 2).mean() / max((a**2).mean(), 1e-12))
-            for a, b in zip(self._expected, run(content, self._samples), strict=True)
+            for a, b in zip(self._expected, run(content, self._samples, self._highest), strict=True)
         )
 
     def write_alone(self, layer: Layer) -> bytes:
@@ -219,10 +223,11 @@ def _softmax(scores: Floats) -> Floats:
     return probabilities
 
 
-def unbiased(content: bytes, floats: bytes, samples: list[Floats]) -> bytes:
+def unbiased(content: bytes, floats: bytes, samples: list[Floats], highest: float) -> bytes:
     """An int8 .tflite, its biases less what rounding adds to each channel on average ("bias correction": Nagel et al.).
 
-    From the first layer to the last, so that each makes up for what those before it have left, too.
+    From the first layer to the last, so that each makes up for what those before it have left, too. `highest` is the
+    largest value that samples may have.
     """
     graph, original = Graph(content), Graph(floats)
     pairs = [
@@ -231,9 +236,11 @@ def unbiased(content: bytes, floats: bytes, samples: list[Floats]) -> bytes:
         if graph.weights(operator)[1].dtype == np.int32  # neither left in float nor without a bias
     ]
     # What is clipped was found to cost less than it gains; moving all else to make up for it would cost more.
-    expected = _means(floats, samples, {like: _ends(graph.tensors[operator.outputs[0]]) for operator, like in pairs})
+    ends = {like: _ends(graph.tensors[operator.outputs[0]]) for operator, like in pairs}
+    expected = _means(Runner(floats, every_tensor=True), samples, ends)
     for operator, like in pairs:
-        (mean,) = _means(graph.content(), samples, {int(operator.outputs[0]): (-np.inf, np.inf)}).values()
+        runner = Runner(graph.until(operator), highest=highest)
+        (mean,) = _means(runner, samples, {int(operator.outputs[0]): (-np.inf, np.inf)}).values()
         _, bias = graph.weights(operator)
         step = graph.tensors[operator.inputs[2]].quantization.scale
         moved = bias + np.round((expected[like] - mean) / step)
@@ -247,9 +254,8 @@ def _ends(tensor: Any) -> tuple[float, float]:
     return (-128 - zero) * step, (127 - zero) * step
 
 
-def _means(content: bytes, samples: list[Floats], ends: dict[int, tuple[float, float]]) -> dict[int, Floats]:
+def _means(runner: Runner, samples: list[Floats], ends: dict[int, tuple[float, float]]) -> dict[int, Floats]:
     """The mean of each channel of some tensors over all samples, with each value within the tensor's ends."""
-    runner = Runner(content, every_tensor=True)
     means: dict[int, list[Floats]] = {tensor: [] for tensor in ends}
     for sample in samples:
         runner(sample)

@@ -111,6 +111,10 @@ def convert(options: argparse.Namespace) -> int:
         model, originals = as_probabilities(model, originals, card, held_out.images)
         named = bool(options.labels or card.labels)
         card = with_labels(card, options.labels, originals[0].shape[1], held_out.names)
+    elif card.task == "embedding" and [output.ndim for output in originals] != [2]:
+        raise ConversionError(
+            f"{options.model}: a model for embedding gives one vector, and this one gives {_shapes(originals)}"
+        )
     check_card(card, options.output.with_suffix(".json"))
     labels = own_labels(held_out, card.labels) if card.task == "emotion" else None
     ordered = labels
@@ -122,6 +126,8 @@ def convert(options: argparse.Namespace) -> int:
     tell_range(card, try_ranges(model, card.input, held_out.images, ordered))
 
     floats = without_tiles(model.to_tflite(card.input.height, card.input.width, channels))
+    if card.task == "detector":
+        check_in_use(floats, card)
     content = floats
     if options.precision == "int8":
         content = to_int8(
@@ -287,9 +293,8 @@ def as_probabilities(
 ) -> tuple[KerasModel, list[Floats]]:
     """The model and its outputs, with a softmax where it ends in logits; ConversionError where it gives no scores."""
     if len(originals) != 1 or originals[0].ndim != 2 or originals[0].shape[1] < 2:
-        shapes = ", ".join(str(output.shape[1:]) for output in originals)
         raise ConversionError(
-            f"{model.path}: a model for emotion gives one score a label, and this one gives {shapes}; "
+            f"{model.path}: a model for emotion gives one score a label, and this one gives {_shapes(originals)}; "
             "--task embedding and --task detector are for others"
         )
     if originals[0].min() >= -1e-3 and originals[0].max() <= 1 + 1e-3:
@@ -297,6 +302,10 @@ def as_probabilities(
     print("it ends in logits: a softmax is added")
     model = model.with_softmax()
     return model, run_original(model, images, card.input)
+
+
+def _shapes(outputs: list[Floats]) -> str:
+    return ", ".join(str(output.shape[1:]) for output in outputs)
 
 
 def to_int8(
@@ -323,7 +332,7 @@ def to_int8(
     expected = run_floats(floats, samples)
     ways = (Int8(model, samples, card.input.range, expected) for model in (floats, equalised(floats, samples)))
     int8 = min(ways, key=lambda way: way.noise)
-    losses = layer_losses(int8, floats, card, layers, held_out[:LAYER_PICTURES])
+    losses = layer_losses(int8, floats, layers, [to_floats(image, card.input) for image in held_out[:LAYER_PICTURES]])
     floating = [layer for layer, _ in losses[: float_layers - len(stuck)]]
     print(f"{'the layers that lose most, alone in int8':56} signal to noise")
     for layer, noise_db in losses[: max(LAYERS_SHOWN, len(floating))]:
@@ -333,15 +342,13 @@ def to_int8(
     return int8.write(io, tuple(floating))
 
 
-def layer_losses(
-    int8: Int8, floats: bytes, card: ModelCard, layers: list[Layer], images: list[Image]
-) -> list[tuple[Layer, float]]:
+def layer_losses(int8: Int8, floats: bytes, layers: list[Layer], samples: list[Floats]) -> list[tuple[Layer, float]]:
     """Each layer that could stay in float and the model's signal to noise with it alone in int8, worst first."""
-    like = run_floats(floats, [to_floats(image, card.input) for image in images])
+    like = run_floats(floats, samples)
     losses = []
     for layer in layers:
         if layer.has_int8 and layer.operator not in PASSING:
-            alone = run_tflite(int8.write_alone(layer), card, images, like)
+            alone = run_floats(int8.write_alone(layer), samples)
             losses.append((layer, min(signal_to_noise_db(a, b) for a, b in zip(like, alone, strict=True))))
     return sorted(losses, key=lambda loss: loss[1])
 
@@ -397,6 +404,9 @@ def in_order(card: ModelCard, scores: Floats, labels: Labels) -> tuple[tuple[str
         return card.labels, labels
     names = tuple(card.labels[number] for number in orders[best])
     print(f"warning: --labels {','.join(names)} would be right {right[best]:.0%} of the time, and not {used:.0%}")
+    if (right > right[best] - 1e-9).sum() > 1:
+        print("warning: another order would be as right: name the labels in the model's order, with --labels")
+        return card.labels, labels
     return names, np.where(known, orders[best].argsort()[labels], -1)
 
 
@@ -422,7 +432,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--range", type=float, nargs=2, metavar=("LO", "HI"), help="what pixels 0 and 255 become (default: 0 1)"
     )
-    parser.add_argument("--labels", metavar="a,b,...", help="the emotions in the model's order (default: FER2013's)")
+    parser.add_argument(
+        "--labels", metavar="a,b,...", help="the emotions in the model's order (default: FER2013's, or the folders)"
+    )
     parser.add_argument(
         "--size", type=count, nargs=2, metavar=("W", "H"), help="of its pictures, where the model takes any"
     )

@@ -11,6 +11,8 @@ from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 from keras_models import Floats, quiet
 from numpy.typing import NDArray
 
+from edgefer.vision.preprocess import as_levels
+
 Op = schema.BuiltinOperator
 CHANNEL_AXIS = {Op.CONV_2D: 0, Op.DEPTHWISE_CONV_2D: -1, Op.FULLY_CONNECTED: 0}
 """Of operators that take values, a kernel and a bias: the kernel's axis of the channels that they write."""
@@ -92,6 +94,17 @@ class Graph:
         name = type(options).__name__.removesuffix("T")
         operator.builtinOptionsType, operator.builtinOptions = getattr(schema.BuiltinOptions, name), options
 
+    def until(self, operator: Any) -> bytes:
+        """The .tflite cut off after an operator, whose first output it gives."""
+        (graph,), signatures = self._model.subgraphs, self._model.signatureDefs
+        outputs = graph.outputs
+        graph.operators = self.operators[: self.operators.index(operator) + 1]
+        graph.outputs, self._model.signatureDefs = [operator.outputs[0]], None
+        try:
+            return self.content()
+        finally:
+            graph.operators, graph.outputs, self._model.signatureDefs = self.operators, outputs, signatures
+
     def content(self) -> bytes:
         """The .tflite."""
         return bytes(tfl_flatbuffer_utils.flatbuffer_utils.convert_object_to_bytearray(self._model))
@@ -104,10 +117,12 @@ def _as_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
 class Runner:
     """Runs a .tflite on floats, of whatever type it takes and gives.
 
+    `highest` is the largest value that its input has in use: a quantised one takes floats as the daemon rounds them.
     With `every_tensor` it tells what was computed on the way, too: more slowly, for XNNPACK keeps that to itself.
     """
 
-    def __init__(self, content: bytes, *, every_tensor: bool = False) -> None:
+    def __init__(self, content: bytes, *, highest: float = 0.0, every_tensor: bool = False) -> None:
+        self._highest = highest
         kernels = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES if every_tensor else OpResolverType.AUTO
         with quiet():
             self.interpreter: Any = Interpreter(
@@ -126,7 +141,7 @@ class Runner:
         """The outputs for a sample, which has no axis for the batch, and neither have they."""
         (scale, zero), kind = self._taken["quantization"], self._taken["dtype"]
         if scale:
-            sample = np.clip(np.round(sample / scale + zero), np.iinfo(kind).min, np.iinfo(kind).max)
+            sample = as_levels(sample, np.dtype(kind), scale, zero, self._highest)
         self.interpreter.set_tensor(self._taken["index"], sample[None].astype(kind))
         self.interpreter.invoke()
         return [self.value(output["index"])[0] for output in self._given]
@@ -138,7 +153,7 @@ class Runner:
         return np.asarray((values.astype(np.float32) - zero) * scale if scale else values, np.float32)
 
 
-def run(content: bytes, samples: list[Floats]) -> list[Floats]:
+def run(content: bytes, samples: list[Floats], highest: float = 0.0) -> list[Floats]:
     """The outputs of a .tflite for samples, each n x ..."""
-    runner = Runner(content)
+    runner = Runner(content, highest=highest)
     return [np.stack(values) for values in zip(*map(runner, samples), strict=True)]

@@ -126,15 +126,23 @@ def normalise(image: Image, model_input: ModelInput) -> NDArray[np.float32]:
 
 
 def quantised_values(model_input: ModelInput, dtype: np.dtype[Any], scale: float, zero: int) -> NDArray[Any]:
-    """What each of the 256 pixel values becomes at a quantised input: normalised, then by the file's scale and zero.
+    """What each of the 256 pixel values becomes at a quantised input: normalised, then by the file's scale and zero."""
+    floats = normalise(np.arange(256, dtype=np.uint8), model_input)
+    return as_levels(floats, dtype, scale, zero, highest=max(model_input.range))
 
-    In a range of -1..1 each lies midway between two levels: all go up, or all down where the highest has no room; by
-    chance two would share one.
+
+def as_levels(
+    floats: NDArray[np.float32], dtype: np.dtype[Any], scale: float, zero: int, highest: float
+) -> NDArray[Any]:
+    """Floats at a quantised input.
+
+    Pixels in a range of -1..1 each lie midway between two levels: all go up, or all down where the `highest` has no
+    room; by chance two would share one.
     """
-    floats = normalise(np.arange(256, dtype=np.uint8), model_input) / scale
     limits = np.iinfo(dtype)
-    levels = np.floor(floats + (0.5 + MIDWAY)) + zero
-    if levels.max() > limits.max:
-        levels = np.ceil(floats - (0.5 + MIDWAY)) + zero
+    if np.floor(highest / scale + (0.5 + MIDWAY)) + zero <= limits.max:
+        levels = np.floor(floats / scale + (0.5 + MIDWAY)) + zero
+    else:
+        levels = np.ceil(floats / scale - (0.5 + MIDWAY)) + zero
     values: NDArray[Any] = np.clip(levels, limits.min, limits.max).astype(dtype)
     return values
