@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import NamedTuple
 
 from edgefer.messages import Box, Detection, Frame, Track
 
@@ -33,6 +34,14 @@ MAX_SMOOTHING = 0.5
 """... and a new measurement counts this much at most, where frames are far apart."""
 
 
+class Expected(NamedTuple):
+    """Where a face should be now, how far from there it may be (in sizes of it), and how long it wasn't seen."""
+
+    box: Box
+    reach: float
+    unseen_s: float
+
+
 @dataclass(slots=True)
 class _Candidate:
     """A face that is followed, confirmed or not yet."""
@@ -54,15 +63,12 @@ class _Candidate:
             return self.misses <= FORGIVEN_MISSES
         return self.misses < LOST_MISSES or now_s - self.track.last_seen_s <= LOST_AFTER_S
 
-    def foreseen(self, now_s: float) -> Box:
-        """Where the box should be now, had it moved on as before."""
-        box, elapsed_s = self.track.detection.box, now_s - self.track.last_seen_s
-        return replace(box, x=box.x + self.velocity[0] * elapsed_s, y=box.y + self.velocity[1] * elapsed_s)
-
-    def reach(self, now_s: float) -> float:
-        """How far from there it may be, in sizes of what was last seen of the face."""
-        whole = max(1.0, self.side / max(self.track.detection.box.side, 1.0))
-        return whole * (MAX_STEP + MAX_STEP_PER_S * (now_s - self.track.last_seen_s))
+    def expected(self, now_s: float) -> Expected:
+        """Where the box should be now, had it moved on as before; the reach is in sizes of what was last seen of it."""
+        box, unseen_s = self.track.detection.box, now_s - self.track.last_seen_s
+        moved = replace(box, x=box.x + self.velocity[0] * unseen_s, y=box.y + self.velocity[1] * unseen_s)
+        whole = max(1.0, self.side / max(box.side, 1.0))
+        return Expected(moved, whole * (MAX_STEP + MAX_STEP_PER_S * unseen_s), unseen_s)
 
     def found(self, detection: Detection, frame: Frame) -> None:
         """Move on to where the face is now."""
@@ -94,7 +100,7 @@ class Tracker:
     def __call__(self, frame: Frame, detections: Sequence[Detection]) -> list[Track]:
         """The confirmed tracks in view, oldest first; one that wasn't found just now keeps its last detection."""
         now_s = frame.stream_s
-        expected = [(c.foreseen(now_s), c.reach(now_s)) for c in self._candidates]
+        expected = [candidate.expected(now_s) for candidate in self._candidates]
         doubtful = {i for i, candidate in enumerate(self._candidates) if not candidate.confirmed}
         pairs = match(expected, [d.box for d in detections], doubtful)
         for i, candidate in enumerate(self._candidates):
@@ -118,21 +124,19 @@ class Tracker:
         return _Candidate(track, detection.box.side)
 
 
-def match(
-    expected: Sequence[tuple[Box, float]], found: Sequence[Box], doubtful: Collection[int] = ()
-) -> dict[int, int]:
+def match(expected: Sequence[Expected], found: Sequence[Box], doubtful: Collection[int] = ()) -> dict[int, int]:
     """Which expected box (index) is which found one (index), each box in one pair at most.
 
-    First by overlap; then what is left, by the distance of the middles, within the reach (in sizes of the face) that
-    is given with each expected box. The best pairs come first, but those of a smaller reach before all: whoever was
-    seen just now isn't mistaken for somebody who has been hidden behind her for a while. The `doubtful` (indices) take
-    what is left: part of a face, as it comes out from behind another, may have begun one that isn't confirmed yet.
+    First by overlap; then what is left, by the distance of the middles, within the reach. The best pairs come first,
+    but before all those of faces that were seen later: whoever was seen just now isn't mistaken for somebody who has
+    been hidden behind her for a while. The `doubtful` (indices) take what is left: part of a face, as it comes out from
+    behind another, may have begun one that isn't confirmed yet.
     """
     pairs: dict[int, int] = {}
     both = [*product(range(len(expected)), range(len(found)))]
     for last, similarity in product((False, True), (_overlap, _nearness)):
         rated = [
-            (-expected[i][1], similarity(*expected[i], found[j]), i, j) for i, j in both if (i in doubtful) is last
+            (-expected[i].unseen_s, similarity(expected[i], found[j]), i, j) for i, j in both if (i in doubtful) is last
         ]
         for _, likeness, i, j in sorted(rated, reverse=True):
             if likeness > 0 and i not in pairs and j not in pairs.values():
@@ -140,13 +144,13 @@ def match(
     return pairs
 
 
-def _overlap(expected: Box, _: float, found: Box) -> float:
-    iou = expected.iou(found)
+def _overlap(expected: Expected, found: Box) -> float:
+    iou = expected.box.iou(found)
     return iou if iou >= MIN_IOU else 0.0
 
 
-def _nearness(expected: Box, reach: float, found: Box) -> float:
-    smaller, larger = sorted((expected.side, found.side))
+def _nearness(expected: Expected, found: Box) -> float:
+    smaller, larger = sorted((expected.box.side, found.side))
     if larger > MAX_GROWTH * smaller:
         return 0.0
-    return max(0.0, 1 - math.dist(expected.centre, found.centre) / (reach * larger))
+    return max(0.0, 1 - math.dist(expected.box.centre, found.centre) / (expected.reach * larger))
