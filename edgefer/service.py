@@ -155,8 +155,10 @@ def watch(
         if frame is not None:
             publish(sinks, frame, pipeline(frame))
             health.frame_done(frame)
-        elif camera.state.is_blind and pipeline.report.count:
-            publish(sinks, None, pipeline.end())  # nobody is known to be in view of such a camera
+        elif camera.state.is_blind:  # nobody is known to be in view of such a camera
+            if pipeline.report.count:
+                publish(sinks, None, pipeline.end())
+            pipeline.track.reset()  # nor is whoever was about to be
         state, sink_states = camera.state, [sink.state for sink in sinks]
         told = health.due(state, sink_states, machine_state, slowed_by=thermostat.cause)
         if told:
