@@ -331,6 +331,25 @@ def test_a_full_broker_is_told_and_gets_everything_once_it_has_room(
     assert subscriber.payloads("availability") == ["online"]
 
 
+def test_a_full_broker_gets_what_it_is_to_retain_again_once_it_has_room(
+    mosquitto, subscribe, open_sink, cable, monkeypatch
+):
+    monkeypatch.setattr(mqtt_module, "FULL_RETRY_S", 0.2)
+    subscriber = subscribe(mosquitto)
+    laid = cable(mosquitto.port)
+    sink = open_sink(mosquitto.settings(port=laid.port))
+    wait_connected(sink)
+    laid.fill(messages=1)
+    sink.publish(None, [presence(3)])
+    # This broker took what it was made to refuse, so it comes twice.
+    subscriber.wait_for(lambda _: [told["count"] for told in subscriber.payloads("presence")] == [3, 3])
+    wait_until(lambda: sink.state.problem is None, "the problem to be over")
+    laid.fill()
+    sink.close(PATIENCE_S)
+    # The second one is our last will.
+    subscriber.wait_for(lambda _: subscriber.payloads("availability") == ["online", "offline", "offline"])
+
+
 def test_what_a_full_broker_refused_comes_before_all_that_was_not_on_its_way_with_it_and_is_marked(
     mosquitto, subscribe, open_sink, cable, monkeypatch
 ):

@@ -40,7 +40,7 @@ CONNECT_S, ROUND_S = 60.0, 10.0
 FULL = "quota exceeded"
 """The broker's refusal that passes: it has no room now. The event waits; every other refusal is final."""
 FULL_RETRY_S = 5.0
-"""A full broker is sent events again after so long."""
+"""A full broker is sent the same again after so long."""
 BEGIN_S = 1.0
 """`online` waits so long for the first messages at most: presence and health of this start."""
 RETAINED = ("presence", "health", "availability")
@@ -63,7 +63,7 @@ class MqttSink:
         self._full_since_s: float | None = None
         self._lock = threading.Lock()
         self._newest: dict[str, Message | bytes] = {}
-        self._due: set[str] = set()
+        self._due: dict[str, float] = {}  # topics, and from when on they are to be sent (monotonic)
         self._announced = False
         self._refusals: dict[str, tuple[str, str]] = {}
         self._problem: str | None = None
@@ -159,11 +159,12 @@ class MqttSink:
         self._last_sent, self._full_since_s, self._announced = 0, None, False
         self._retain("availability", b"online")
         with self._lock:
-            self._due.update(self._newest)
+            self._due = dict.fromkeys(self._newest, 0.0)
         self._exchange(connection, enough=self._stopping.is_set)
         self._retain("availability", b"offline")
         self._exchange(connection, enough=lambda: True)
-        connection.say_goodbye()
+        if "availability" not in self._due:  # where the broker was too full for it, our last will says it
+            connection.say_goodbye()
 
     def _exchange(self, connection: Connection, enough: Callable[[], bool]) -> None:
         """Send and receive until it is `enough` and the broker has everything."""
@@ -187,17 +188,21 @@ class MqttSink:
         with self._lock:
             # `online` vouches for the two others, and those that the broker retains may be of an earlier start.
             begun = self._given or time.monotonic() - self._begun_s > BEGIN_S
-            due = (topic for topic in RETAINED if topic in self._due and (begun or topic != "availability"))
+            now_s = time.monotonic()
+            due = (t for t in RETAINED if self._due.get(t, math.inf) <= now_s and (begun or t != "availability"))
             topic = next(due, None)
             if topic is None:
                 return False
-            self._due.remove(topic)
+            del self._due[topic]
             message = self._newest[topic]
         payload = message if isinstance(message, bytes) else to_json(message)
 
         def acknowledged(refusal: str | None) -> None:
             self._note(topic, f"{self._topics}/{topic}", refusal)
             self._announced |= payload == b"online"
+            if refusal == FULL:
+                with self._lock:
+                    self._due.setdefault(topic, time.monotonic() + FULL_RETRY_S)
 
         connection.publish(f"{self._topics}/{topic}", payload, acknowledged, retain=True)
         return True
@@ -238,7 +243,7 @@ class MqttSink:
     def _retain(self, topic: str, message: Message | bytes) -> None:
         with self._lock:
             self._newest[topic] = message
-            self._due.add(topic)
+            self._due[topic] = 0.0
 
     def _ring(self) -> None:
         # A full socket has rung already; a closed one has nobody to wake.
