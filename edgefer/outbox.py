@@ -240,7 +240,6 @@ class Outbox:
             later = [waiting for number, waiting in self._waiting.items() if number > self._sent]
             for waiting in later:
                 self._take_out(waiting.number)
-            self._last = self._sent
             for old in found:
                 restored = Waiting(0, old.payload, old.device, old.name, old.captured_at, now_s, restored=True)
                 self._in_store[self._add(restored)] = old.id

@@ -416,6 +416,20 @@ def test_what_can_be_read_late_still_comes_before_all_that_is_not_sent_yet(folde
     assert drain(open_outbox()) == [1, 2, 8, 9]
 
 
+def test_what_can_be_read_late_is_numbered_after_all_that_was_sent(folder, open_outbox):
+    first = open_outbox()
+    put(first, 1)
+    wait_for_rows(folder, 1)
+    second = open_outbox()
+    put(second, 7, 8, 9)
+    for number in (1, 2, 3):
+        second.acknowledge(number, replayed=False)
+    assert second.next_after(0) is None, "as a new connection asks"
+    first.close()
+    wait_until(lambda: second.counts.waiting == 1, "what the first one left")
+    assert second.next_after(0).number == 4
+
+
 def test_what_can_be_read_late_makes_room_for_what_is_newer(folder, open_outbox):
     first = open_outbox()
     put(first, 1, 2)
