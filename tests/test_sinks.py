@@ -184,6 +184,26 @@ def test_a_reader_that_stops_is_told(request, closing, monkeypatch):
     assert faces(place) == list(range(200))
 
 
+def test_a_line_that_finds_no_room_spoils_no_other(tmp_path):
+    """A file that may hold 500 bytes more, and later more again: as on a disk that was full."""
+    program = (
+        "import resource, signal, time; from brokers import wait_until; from examples import *\n"
+        "from edgefer.settings import Settings; from edgefer.sinks import open_sinks\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); _, most = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
+        "[sink] = open_sinks(Settings(sinks='stdout'))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (500, most)); sink.publish(None, [face_event(0), face_event(1)])\n"
+        "wait_until(lambda: sink.state.events.dropped == 2, 'the full disk')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)); sink.publish(None, [face_event(2), face_event(3)])\n"
+        "sink.close(9)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    with (tmp_path / "events").open("wb") as file:
+        subprocess.run([sys.executable, "-c", program], stdout=file, env=environment, check=True, timeout=PATIENCE_S)
+    cut, *whole = (tmp_path / "events").read_text().splitlines()
+    assert len(cut) == 500
+    assert [json.loads(line)["seq"] for line in whole] == [2, 3]
+
+
 @pytest.mark.parametrize("reader", ["goes away", "hangs", "was never there"])
 def test_the_process_ends_well_whatever_its_reader_does(reader):
     program = (

@@ -38,6 +38,7 @@ class StdoutSink:
         self._writing: Message | None = None
         self._writing_since_s = 0.0
         self._closing = False
+        self._is_cut = False
         self._published = self._dropped = 0
         self._problem: str | None = None
         self._thread = threading.Thread(target=self._run, name="stdout", daemon=True)
@@ -98,13 +99,14 @@ class StdoutSink:
             return self._writing
 
     def _write(self, line: bytes) -> None:
-        rest = memoryview(line)
+        rest = memoryview(b"\n" * self._is_cut + line)  # what couldn't be written whole spoils no other line
         while rest:
             written = self._stream.write(rest)
             if written is None:  # whom we share it with has made it non-blocking
                 os.set_blocking(self._stream.fileno(), True)
             else:
                 rest = rest[written:]
+                self._is_cut = bool(rest)
 
     def _note(self, message: Message, problem: str | None) -> None:
         with self._changed:
