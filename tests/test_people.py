@@ -135,6 +135,8 @@ def test_a_face_that_the_edge_cuts_off_is_refused():
         with pytest.raises(InputError, match="the picture's edge cuts the face off"):
             only_good_face(cut, [seen])
         assert rate(cut, seen).frontal < rate(image, face).frontal
+    gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    assert rate(gray, face).sharpness == pytest.approx(rate(image, face).sharpness, abs=0.01), "an infrared camera's"
 
 
 @needs_pictures

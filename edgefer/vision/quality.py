@@ -10,7 +10,7 @@ import numpy as np
 
 from edgefer.messages import Detection, Face, Frame, Image, Landmarks, Quality, Track
 from edgefer.vision.card import Crop
-from edgefer.vision.preprocess import TEMPLATE_SIZE, align, crop_face
+from edgefer.vision.preprocess import TEMPLATE_SIZE, align, crop_face, to_colour
 
 _SIZE = 80
 _CROP = Crop("box", 0.8)
@@ -41,8 +41,8 @@ class QualityRater:
 
 
 def rate(image: Image, face: Detection) -> Quality:
-    """The quality of a face of a picture (BGR): 0.2 ms."""
-    crop = cv2.cvtColor(crop_face(image, face, _CROP, _SIZE, _SIZE), cv2.COLOR_BGR2GRAY).astype(np.float32)
+    """The quality of a face of a picture (BGR or gray): 0.2 ms."""
+    crop = to_colour(crop_face(image, face, _CROP, _SIZE, _SIZE), "gray")[..., 0].astype(np.float32)
     smooth = cv2.GaussianBlur(crop, (0, 0), _NOISE)
     _, detail = cv2.meanStdDev(cv2.Laplacian(smooth, cv2.CV_32F))
     _, contrast = cv2.meanStdDev(smooth)
