@@ -67,6 +67,10 @@ class State:
     problem: str | None = None
 
 
+NO_FRAME = "the daemon's camera gives no frame"
+"""Why a look is of no use while the daemon has no camera."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LookLine:
     """One look: why it is of no use, or the face; `done` in the last line."""
@@ -204,7 +208,7 @@ class Control:
             except queue.Empty:
                 if left_s < SILENCE_S:
                     continue
-                seen = Look(sitting.clock(), "the daemon's camera gives no frame")
+                seen = Look(sitting.clock(), NO_FRAME)
             _send(connection, _look_line.dump_json(_line_of(seen)))
         _send(connection, _look_line.dump_json(LookLine(done=True)))
 

@@ -11,7 +11,7 @@ from edgefer import machine
 from edgefer.broker import check_broker
 from edgefer.cameras import EndOfStream, open_camera, parse_uri, uri_is_a_setting
 from edgefer.control import is_daemon_there
-from edgefer.errors import CameraError, EdgeferError, InputError
+from edgefer.errors import CameraBusyError, EdgeferError, InputError
 from edgefer.gallery import open_gallery
 from edgefer.gallery_file import UnreadableGalleryError, misowned
 from edgefer.health import machine_problems
@@ -65,11 +65,12 @@ def _camera(settings: Settings) -> str:
         with uri_is_a_setting():
             uri = parse_uri(settings.camera)
             opened = open_camera(uri, settings.frame)
-    except CameraError as error:
+    except CameraBusyError as error:
         if not is_daemon_there(settings.state_dir):
             raise
-        raise CameraError(
-            f"{error}. The daemon runs and may be what holds it: stop it first, or see its health"
+        raise _RemarkError(
+            f"the daemon runs, and holds the camera most likely: its health, or `systemctl status edgefer`, tells how "
+            f"that does. To look at it from here, stop the daemon first ({error})"
         ) from error
     with closing(opened) as camera:
         try:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgefer import analyze, service
-from edgefer.cameras import EndOfStream
-from edgefer.control import ask_for_looks
+from edgefer.cameras import EndOfStream, uri_is_a_setting
+from edgefer.control import NO_FRAME, ask_for_looks
 from edgefer.errors import CameraError, InputError, UsageError
 from edgefer.escape import escape
 from edgefer.gallery import Template, check_name, compared, model_id, open_gallery
@@ -91,6 +91,8 @@ def enroll(
         else:
             used.append((seen.source, seen.template))
     if not used:
+        if refused and all(seen.refused == NO_FRAME for seen in refused):
+            raise CameraError(f"{NO_FRAME}: its health, or `systemctl status edgefer`, tells why")
         raise InputError(
             f"no face of {name} could be used ({_summary(refused)}): take pictures of one person, sharp, near and "
             "from the front"
@@ -240,7 +242,8 @@ def _look_ourselves(settings: Settings, seconds: float, *, keep: bool) -> Iterat
         start_s: float | None = None
         due_s = 0.0
         while due_s < seconds:
-            frame = camera.next(FRAME_S)
+            with uri_is_a_setting():
+                frame = camera.next(FRAME_S)
             if frame is None:
                 raise CameraError(camera.state.problem or "the camera gives no frame; `edgefer doctor` tells more")
             start_s = frame.stream_s if start_s is None else start_s

@@ -41,9 +41,13 @@ class BrokerError(EdgeferError, ConnectionError):
 
 
 class CameraError(EdgeferError, OSError):
-    """The camera isn't there, is busy, or gave no frame."""
+    """The camera isn't there, can't be used, or gave no frame."""
 
     exit_code = 74
+
+
+class CameraBusyError(CameraError):
+    """Another program uses the camera."""
 
 
 class SettingsError(EdgeferError, ValueError):

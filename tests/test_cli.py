@@ -103,11 +103,23 @@ def test_doctor_tells_of_a_camera_that_is_not_there(edgefer):
     assert done.returncode == 74
 
 
-def test_doctor_says_that_the_daemon_may_hold_the_camera(edgefer, tmp_path, monkeypatch, closing):
+def test_a_camera_that_the_daemon_holds_is_no_failure(edgefer, tmp_path, monkeypatch, closing):
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
+    busy = {
+        "EDGEFER_CAMERA": "picamera2://0",
+        "EDGEFER_SINKS": "stdout",
+        "PYTHONPATH": str(Path(__file__).parent / "stand_in"),
+        "STAND_IN": "busy",
+    }
+    done = edgefer("doctor", **busy)
+    assert re.search(r"^FAIL camera +.*does another program use it", done.stdout, re.MULTILINE)
+    assert done.returncode == 74
     closing.callback(Control(tmp_path / "state", None, None).close)
-    done = edgefer("doctor", EDGEFER_CAMERA="/dev/video97", EDGEFER_MQTT__PORT="1")
-    assert "The daemon runs and may be what holds it: stop it first" in done.stdout
+    done = edgefer("doctor", **busy)
+    assert re.search(r"^note camera +the daemon runs, and holds the camera most likely", done.stdout, re.MULTILINE)
+    assert done.returncode == 0
+    done = edgefer("doctor", EDGEFER_CAMERA="/dev/video97", EDGEFER_SINKS="stdout")
+    assert re.search(r"^FAIL camera +there is no /dev/video97", done.stdout, re.MULTILINE)
     assert done.returncode == 74
 
 

@@ -21,8 +21,10 @@ from brokers import wait_until
 from edgefer import control
 from edgefer.cameras import sample
 from edgefer.control import NAME, Control, ask_for_looks, is_daemon_there, socket_paths
-from edgefer.errors import InputError
+from edgefer.enroll import enroll
+from edgefer.errors import CameraError, InputError
 from edgefer.messages import Box, Detection
+from edgefer.settings import Settings
 
 try:
     GRACE = sample.picture_path(sample.GRACE)
@@ -168,6 +170,8 @@ def test_a_camera_that_gives_nothing_is_told(serve, tmp_path, monkeypatch):
     seen = list(ask_for_looks(tmp_path, MODEL, 0.3, keep=False))
     assert seen
     assert {look.refused for look in seen} == {"the daemon's camera gives no frame"}
+    with pytest.raises(CameraError, match="gives no frame: its health"):
+        enroll(Settings(state_dir=tmp_path), "Ada", seen)
 
 
 def test_a_daemon_with_another_model_or_none_is_told(serve, tmp_path):

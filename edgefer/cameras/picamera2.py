@@ -11,7 +11,7 @@ from typing import Any
 
 from edgefer.cameras import CameraUri, Picture, Wanted
 from edgefer.cameras.v4l2 import NODES, PI_RECEIVERS, node_names
-from edgefer.errors import CameraError, UsageError
+from edgefer.errors import CameraBusyError, CameraError, UsageError
 
 SCHEMES = WORKER_SCHEMES = ("picamera2",)
 
@@ -117,7 +117,7 @@ def _acquire(library: Any, index: int) -> Any:
         # It leaves a pipe open; with a try every ten seconds, nothing else could be opened after some hours.
         camera.notifymeread.close()
         os.close(camera.notifyme_w)
-        raise CameraError(
+        raise CameraBusyError(
             f"Pi camera {index} can't be opened ({error.__cause__ or error}): does another program use it "
             "(rpicam-hello, motion)? If not, restart edgefer or the Pi"
         ) from error

@@ -16,7 +16,7 @@ import cv2
 
 from edgefer.cameras import CameraUri, Picture, Wanted
 from edgefer.cameras._opencv import next_image, quiet
-from edgefer.errors import CameraError
+from edgefer.errors import CameraBusyError, CameraError
 
 SCHEMES = WORKER_SCHEMES = ("v4l2",)
 
@@ -87,7 +87,7 @@ def check(uri: CameraUri) -> None:
     try:
         path.stat()
     except OSError as error:
-        raise CameraError(_why_not_open(path, error)) from error
+        raise _not_open(path, error) from error
 
 
 def open_source(uri: CameraUri, wanted: Wanted) -> V4l2Camera:
@@ -148,7 +148,7 @@ def check_device(path: Path) -> str:
     try:
         device = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise CameraError(_why_not_open(path, error)) from error
+        raise _not_open(path, error) from error
     try:
         return _check_open_device(path, device)
     finally:
@@ -169,7 +169,7 @@ def _check_open_device(path: Path, device: int) -> str:
     if not can & (_CAPTURE | _CAPTURE_PLANES) or can & _MEMORY_TO_MEMORY:
         raise CameraError(f"{path} ({name}) gives no pictures, it has another purpose; {_what_there_is()}")
     if _is_busy(device, _TYPE if can & _CAPTURE else _TYPE_PLANES):
-        raise CameraError(_busy(path))
+        raise _busy(path)
     return name
 
 
@@ -182,23 +182,25 @@ def _is_busy(device: int, kind: int) -> bool:
     return False
 
 
-def _busy(path: Path) -> str:
-    return f"another program uses {path}: find it with `fuser -v {path}` and stop it"
+def _busy(path: Path) -> CameraError:
+    return CameraBusyError(f"another program uses {path}: find it with `fuser -v {path}` and stop it")
 
 
-def _why_not_open(path: Path, error: OSError) -> str:
+def _not_open(path: Path, error: OSError) -> CameraError:
+    if error.errno == errno.EBUSY:
+        return _busy(path)
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return f"there is no {path}; {_what_there_is()}"
+        return CameraError(f"there is no {path}; {_what_there_is()}")
     if error.errno == errno.EACCES:
-        return (
+        return CameraError(
             f"no permission to open {path}: add the user to the group that owns it, as a rule "
             "`sudo usermod -aG video $USER`, and log in again"
         )
     if error.errno == errno.EPERM:
-        return f"the system forbids {path}: a container needs it passed in, a systemd unit a DeviceAllow= for it"
-    if error.errno == errno.EBUSY:
-        return _busy(path)
-    return f"{path} can't be opened ({error.strerror}): plug the camera in again"
+        return CameraError(
+            f"the system forbids {path}: a container needs it passed in, a systemd unit a DeviceAllow= for it"
+        )
+    return CameraError(f"{path} can't be opened ({error.strerror}): plug the camera in again")
 
 
 def _what_there_is() -> str:
