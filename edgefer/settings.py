@@ -136,14 +136,17 @@ class MqttSettings(Group):
 
     @model_validator(mode="after")
     def _consistent(self) -> MqttSettings:
-        if self.password is not None and self.password_file is not None:
-            raise ValueError("set only one of EDGEFER_MQTT__PASSWORD and EDGEFER_MQTT__PASSWORD_FILE")
-        if (self.password is not None or self.password_file is not None) and self.username is None:
-            raise ValueError("a password needs EDGEFER_MQTT__USERNAME")
-        if (self.cert_file is None) != (self.key_file is None):
-            raise ValueError("EDGEFER_MQTT__CERT_FILE and EDGEFER_MQTT__KEY_FILE go together")
-        if not self.tls and (self.ca_file or self.cert_file):
-            raise ValueError("a certificate is of use only with EDGEFER_MQTT__TLS=true")
+        passwords = [value for value in (self.password, self.password_file) if value is not None]
+        wrong = {
+            "set only one of EDGEFER_MQTT__PASSWORD and EDGEFER_MQTT__PASSWORD_FILE": len(passwords) > 1,
+            "a password needs EDGEFER_MQTT__USERNAME": passwords and self.username is None,
+            "EDGEFER_MQTT__CERT_FILE and EDGEFER_MQTT__KEY_FILE go together": bool(self.cert_file)
+            != bool(self.key_file),
+            "a certificate is of use only with EDGEFER_MQTT__TLS=true": not self.tls
+            and (self.ca_file or self.cert_file),
+        }
+        if any(wrong.values()):
+            raise ValueError("; ".join(problem for problem, is_so in wrong.items() if is_so))
         return self
 
     @property
@@ -173,7 +176,8 @@ class DetectorSettings(Group):
     """Finding faces."""
 
     model: Annotated[str, Field(min_length=1)] | None = None
-    """A shipped model's name or a path to a .tflite with its card; when not set, `near`, and `far` for `analyze`."""
+    """A shipped model's name or a path to a .tflite with its card; when not set, `near`, and `far` for pictures
+    (`analyze`, `enroll --images`, `people relearn`)."""
     min_score: Score | None = None
     """How sure the detector must be of a face; the card's threshold when not set."""
     min_face_px: Annotated[float, Field(ge=0)] = 0

@@ -95,6 +95,12 @@ def test_every_problem_is_listed_at_once_in_the_variables_name(monkeypatch):
     )
 
 
+def test_all_that_doesnt_fit_together_is_listed_at_once(monkeypatch, tmp_path):
+    (tmp_path / "ca.crt").touch()
+    message = refusal(monkeypatch, EDGEFER_MQTT__PASSWORD="x", EDGEFER_MQTT__CA_FILE=str(tmp_path / "ca.crt"))
+    assert "a password needs EDGEFER_MQTT__USERNAME; a certificate is of use only with" in message
+
+
 def test_a_groups_name_is_no_variable(monkeypatch):
     assert "did you mean EDGEFER_GALLERY__KEY?" in refusal(monkeypatch, EDGEFER_GALLERY="x")
     monkeypatch.delenv("EDGEFER_GALLERY")

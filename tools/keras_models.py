@@ -25,7 +25,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 if find_spec("h5py") is None or find_spec("tensorflow") is None:
     # Told here, for everything else that needs them is imported after.
-    sys.exit(f"{Path(sys.argv[0]).stem}: TensorFlow isn't installed; the tools need pip install '.[train]'")
+    print(
+        f"{Path(sys.argv[0]).stem}: TensorFlow isn't installed; the tools need pip install '.[train]'", file=sys.stderr
+    )
+    sys.exit(69)  # 1 is quantize.py's, for another thing
 
 import h5py
 import numpy as np

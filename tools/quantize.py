@@ -9,7 +9,7 @@ an .npz or .npy of uint8 pictures. Some calibrate the int8 file; others, held ou
 they are labelled, accuracy is told too.
 
 Exit codes: 0 written; 1 converted, but it agrees too little, so nothing was written; 64 usage; 65 the model can't be
-converted; 66 a file is missing or isn't what it should be.
+converted; 66 a file is missing or isn't what it should be; 69 TensorFlow isn't installed.
 """
 
 from __future__ import annotations
