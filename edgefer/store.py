@@ -44,6 +44,10 @@ _PARTS = ("", "-wal", "-shm")
 """What SQLite makes of one file."""
 
 
+class _SealedError(sqlite3.DatabaseError):
+    """The file is sealed with another key than ours."""
+
+
 class StoreError(InputError):
     """The file can't be used now, and why; where it never can be, it was `set_aside` under another name."""
 
@@ -228,9 +232,11 @@ class Store:
         meta = dict(database.execute("SELECT name, value FROM meta"))
         if self._key is None:
             if meta:
-                raise sqlite3.DatabaseError("it is sealed, and EDGEFER_GALLERY__KEY isn't set")
+                raise _SealedError("it is sealed, and EDGEFER_GALLERY__KEY isn't set")
             return None
         if not meta:
+            if self._lock is None:  # its owner is who writes it, and may have no key
+                return None
             seal = Seal.new(self._key)
             plain = database.execute("SELECT id, payload FROM event").fetchall()
             with database:
@@ -242,7 +248,7 @@ class Store:
         try:
             return Seal.verified(self._key, meta["salt"], meta["check"])
         except (InputError, KeyError) as error:
-            raise sqlite3.DatabaseError("it is sealed, and not with EDGEFER_GALLERY__KEY") from error
+            raise _SealedError("it is sealed, and not with EDGEFER_GALLERY__KEY") from error
 
     def _opened(self, payload: bytes) -> bytes:
         return self._seal.open(payload) if self._seal else payload
@@ -265,9 +271,12 @@ class Store:
             if any(passing in str(error) for passing in _PASSING):
                 raise StoreError(_advise(self.path, str(error), owner=owner)) from error
             if not owner:
-                raise StoreError(
-                    f"{self.path} can't be read ({error}), so the events in it stay; delete it: it may name anybody"
-                ) from error
+                way_out = (
+                    "set the key that the daemon has, and try again"
+                    if isinstance(error, _SealedError)
+                    else "stop edgefer and delete it: it may name anybody"
+                )
+                raise StoreError(f"{self.path} can't be read ({error}), so the events in it stay; {way_out}") from error
             raise self._set_aside(str(error)) from error
         except OSError as error:
             self._release()

@@ -463,6 +463,24 @@ def test_a_key_seals_the_events(folder, open_outbox):
     assert third.counts == EventCounts()
 
 
+def test_who_forgets_with_another_key_than_the_owner_leaves_the_file_to_that_one(folder, open_outbox):
+    pytest.importorskip("cryptography")
+    outbox = open_outbox()
+    put(outbox, 1, 2)
+    put(outbox, 3, name="Ada Lovelace")
+    wait_for_rows(folder, 3)
+    assert forget(settings(folder, "a secret"), "Ada Lovelace") == 1
+    put(outbox, 4)
+    wait_for_rows(folder, 3)
+    outbox.close()
+    sealed = open_outbox("a secret")
+    assert drain(sealed) == [1, 2, 4]
+    with pytest.raises(StoreError, match="set the key that the daemon has"):
+        forget(settings(folder), "Ada")
+    with pytest.raises(StoreError, match="set the key that the daemon has"):
+        forget(settings(folder, "another"), "Ada")
+
+
 def test_a_key_that_comes_later_seals_what_waits(folder, open_outbox):
     pytest.importorskip("cryptography")
     first = open_outbox()
@@ -527,7 +545,7 @@ def test_nobody_to_forget_makes_no_file(folder):
 def test_a_file_that_cannot_be_read_is_not_passed_over_when_somebody_is_forgotten(folder):
     folder.mkdir()
     (folder / FILE).write_bytes(b"no database at all" * 1000)
-    with pytest.raises(StoreError, match="delete it: it may name anybody"):
+    with pytest.raises(StoreError, match="stop edgefer and delete it: it may name anybody"):
         forget(settings(folder), "Ada")
     assert (folder / FILE).exists()
 
