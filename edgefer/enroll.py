@@ -144,7 +144,8 @@ def relearn(settings: Settings) -> Iterator[tuple[str, Look]]:
             if seen.template is not None:
                 renewed.append((number, replace(seen.template, picture=picture)))
             yield name, seen
-        gallery.replace(renewed)
+        if renewed:
+            gallery.replace(renewed)
 
 
 def list_all(paths: Sequence[Path]) -> list[Path]:

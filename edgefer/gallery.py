@@ -303,8 +303,14 @@ class Gallery:
                 raise UsageError(f"one of {name} and {into} is ignored, the other known by name: they can't be merged")
             if name == into:
                 raise UsageError(f"{name} and {into} are one person already")
-            doubles = [(number,) for number in self._doubles(name, into)]
-            database.executemany("DELETE FROM template WHERE id = ?", doubles)
+            # Of each two, the one by whose number a daemon knows the first person again; with either's picture.
+            for kept, other in self._doubles(name, into):
+                database.execute(
+                    "UPDATE template SET picture = COALESCE(picture, (SELECT picture FROM template WHERE id = ?)) "
+                    "WHERE id = ?",
+                    (other, kept),
+                )
+                database.execute("DELETE FROM template WHERE id = ?", (other,))
             database.execute(
                 "UPDATE template SET person = (SELECT id FROM person WHERE name = ?) "
                 "WHERE person = (SELECT id FROM person WHERE name = ?)",
@@ -410,23 +416,19 @@ class Gallery:
             raise UsageError(f"nobody named {name!r} is enrolled; `edgefer people list` shows who is")
         return kind
 
-    def _doubles(self, name: str, other: str) -> list[int]:
-        """Templates that stand in both people, by number: of each two, one that has no picture."""
-        there = {face: (number, pictured) for number, face, pictured in self._faces(other)}
-        both = [(number, pictured, there[face]) for number, face, pictured in self._faces(name) if face in there]
-        return [theirs if pictured and not kept else number for number, pictured, (theirs, kept) in both]
+    def _doubles(self, name: str, other: str) -> list[tuple[int, int]]:
+        """The templates that stand in both people, by their numbers in either."""
+        there = {face: number for number, face in self._faces(other)}
+        return [(number, there[face]) for number, face in self._faces(name) if face in there]
 
-    def _faces(self, name: str) -> list[tuple[int, bytes, bool]]:
+    def _faces(self, name: str) -> list[tuple[int, bytes]]:
         rows = self._file.read(
-            "SELECT template.id, embedding, picture IS NOT NULL FROM template JOIN person ON person.id = person "
+            "SELECT template.id, embedding FROM template JOIN person ON person.id = person "
             "WHERE name = ? AND model = ?",
             name,
             self.model,
         )
-        return [
-            (number, self._file.open_blob(face), bool(pictured))
-            for number, face, pictured in cast("list[tuple[int, bytes, int]]", rows)
-        ]
+        return [(number, self._file.open_blob(face)) for number, face in cast("list[tuple[int, bytes]]", rows)]
 
     def _tell(self, problem: str) -> None:
         if problem != self.problem:

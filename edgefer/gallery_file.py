@@ -89,8 +89,12 @@ class GalleryFile:
             if not create:
                 is_there = not blank and _identity(path) is not None
                 if is_there:
-                    with suppress(OSError):  # somebody else's, or on a read-only disk
+                    try:
                         _close_to_others(path)  # a copy may have been put there by hand
+                    except InputError:  # a link
+                        raise
+                    except OSError:  # somebody else's, or on a read-only disk
+                        pass
                 self._open(key, is_there=is_there)
                 return
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -234,6 +238,7 @@ class GalleryFile:
                     self._check_whole()
                 self._seal = self._open_seal(key)
                 self.templates()
+                self.read("SELECT name FROM person")  # of those whom another model knows, too
                 self._identity = _identity(self.path) if is_there else None
             except BaseException:
                 self._database.close()

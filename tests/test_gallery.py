@@ -352,6 +352,11 @@ def test_who_is_removed_is_told_from_who_is_renamed_merged_or_moved_away(gallery
     assert found(lambda: gallery.rename("Eve", "Countess")) == set()
     assert found(lambda: gallery.remove("Grace"), lambda: gallery.enroll("Bob", BETWEEN, 1.0)) == {"Grace"}
     assert found(lambda: gallery.merge("Countess", "Bob")) == set()
+    gallery.add("Robert", [Template(BETWEEN, 1.0, picture=b"a picture")])
+    gallery.add("Robert", [Template(ADA, 1.0)])
+    assert found() == set()
+    assert found(lambda: gallery.merge("Bob", "Robert")) == set(), "though all his faces were there already"
+    assert sorted(template.picture or b"" for template in gallery.templates("Robert")) == [b"", b"a picture"]
     gallery.close()
     for path in (tmp_path / "state").iterdir():
         path.rename(tmp_path / path.name)
