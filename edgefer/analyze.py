@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from edgefer import emotions
-from edgefer.cameras import EndOfStream, open_camera, parse_uri
+from edgefer.cameras import CameraUri, EndOfStream, open_camera
 from edgefer.errors import InputError
 from edgefer.escape import escape, escape_lines
 from edgefer.gallery import open_gallery
@@ -36,8 +36,13 @@ def analyze(settings: Settings, files: Sequence[str], *, as_json: bool) -> int:
     code = 0
     with ExitStack() as parts:
         read = reader(settings, parts)
-        for file in _files(files):
+        waiting = [*reversed(files)]
+        while waiting:
+            file = waiting.pop()
             try:
+                if os.path.isdir(file):  # noqa: PTH112  # pathlib's raises where we may not look
+                    waiting += map(str, reversed(list_pictures(Path(file))))
+                    continue
                 for picture in read_file(file, settings, read):
                     sys.stdout.write(to_json(picture).decode() + "\n" if as_json else table(picture))
             except InputError as error:
@@ -95,7 +100,8 @@ def _pictures(file: str, settings: Settings) -> Iterator[tuple[float | None, Ima
     if Path(file).suffix.lower() in SUFFIXES:
         yield None, read_picture(Path(file))
         return
-    uri = parse_uri(str(Path(file).absolute()))  # a path, whatever its name looks like
+    # A path, whatever its name looks like.
+    uri = CameraUri("file", str(Path(file).absolute()), {}, file)
     with closing(open_camera(uri, settings.frame)) as video:
         try:
             while True:
@@ -103,12 +109,6 @@ def _pictures(file: str, settings: Settings) -> Iterator[tuple[float | None, Ima
                 yield picture.stream_s, picture.image
         except EndOfStream:
             return
-
-
-def _files(paths: Sequence[str]) -> Iterator[str]:
-    """The files that are meant: a folder stands for the pictures in it."""
-    for path in paths:
-        yield from map(str, list_pictures(Path(path))) if os.path.isdir(path) else [path]  # noqa: PTH112  # pathlib's raises where we may not look
 
 
 def table(picture: PictureReading) -> str:

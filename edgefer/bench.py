@@ -177,7 +177,8 @@ def bench(
         threads=settings.threads,
         temperature_c=machine.temperature_c(),
         throttled=machine.is_throttled(),
-        picture="sample://" if image is None else str(image),
+        # JSON can't hold a name that isn't UTF-8.
+        picture="sample://" if image is None else str(image).encode(errors="backslashreplace").decode(),
         width=picture.shape[1],
         height=picture.shape[0],
         faces=faces,

@@ -30,6 +30,7 @@ from edgefer.cameras.sample import GRACE, picture_path
 from edgefer.cameras.video import check_file
 from edgefer.enroll import enroll, look_at_pictures
 from edgefer.errors import BrokerError, InputError
+from edgefer.files import expand_home
 from edgefer.health import Totals
 from edgefer.settings import MqttSettings, Settings
 
@@ -62,7 +63,7 @@ def run_demo(settings: Settings, clip: str | None, *, as_json: bool) -> int:
         settings = settings.model_copy(update=changes)
         camera = parse_uri(settings.camera)
         if camera.scheme == "file":
-            check_file(Path(camera.location), camera.address)
+            check_file(expand_home(camera.location), camera.address)
         viewer = parts.enter_context(Viewer(settings, stop, as_json=as_json))
         if clip is None and settings.identity.enabled:
             enroll_grace(settings)

@@ -94,9 +94,13 @@ def test_a_file_that_cannot_be_read_is_told_and_the_others_are_read(edgefer, gra
     (tmp_path / "broken.jpg").write_bytes(grace.read_bytes()[:300])
     (tmp_path / "empty.png").write_bytes(b"")
     cv2.imwrite(str(tmp_path / "wide.png"), np.zeros((8, 32_001), np.uint8))
-    done = edgefer("analyze", "missing.jpg", "broken.jpg", "empty.png", "wide.png", grace, "--json")
+    (tmp_path / "bare").mkdir()
+    listed = ("missing.jpg", "broken.jpg", "empty.png", "wide.png", "bare", "a=b/missing.mp4", grace)
+    done = edgefer("analyze", *listed, "--json")
     assert done.returncode == 66
     assert [line["file"] for line in lines_of(done)] == [str(grace)]
+    assert "a=b/missing.mp4 isn't there" in done.stderr
+    assert "bare holds no pictures" in done.stderr
     assert "missing.jpg: can't be read: No such file" in done.stderr
     assert "broken.jpg: not a picture that can be read (300 bytes)" in done.stderr
     assert "wide.png: 32001x8 pixels: a side may have 32000" in done.stderr

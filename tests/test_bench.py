@@ -116,6 +116,15 @@ def test_the_table_is_for_people(report):
     assert "start to first event" in text
 
 
+def test_a_name_that_json_cannot_hold_is_told_all_the_same(tmp_path, monkeypatch):
+    grace = sample.picture_path(sample.GRACE)
+    picture = tmp_path / (os.fsdecode(b"gr\xfc\xdfe") + grace.suffix)
+    picture.write_bytes(grace.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    told = json.loads(to_json_line(bench(load_settings(), picture, repetitions=1, starts=0)))
+    assert told["picture"].endswith(r"gr\udcfc\udcdfe" + grace.suffix)
+
+
 def test_the_json_is_the_report(report):
     told = json.loads(to_json_line(report))
     assert told["stages"][0]["name"] == "detect"

@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -238,6 +239,13 @@ def test_odd_file_names_work_in_every_form(name, clip, tmp_path, monkeypatch):
     ):
         assert len(play(form)) == 20, form
     assert len(play(f"{path.as_uri()}?loop=1", limit=25)) == 25
+
+
+def test_a_film_in_shared_memory_is_no_device(clip):
+    with tempfile.NamedTemporaryFile(dir="/dev/shm", suffix=clip.suffix) as film:  # it's what is tested
+        film.write(clip.read_bytes())
+        film.flush()
+        assert len(play(film.name)) == 20
 
 
 def test_a_folder_is_its_pictures(folder):

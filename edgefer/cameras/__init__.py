@@ -182,7 +182,7 @@ def _short_form(text: str) -> CameraUri:
         raise UsageError("no camera is named: docs/cameras.md lists the forms")
     if text.isascii() and text.isdecimal():
         return CameraUri("v4l2", f"/dev/video{text}", {}, text)
-    if text.startswith("/dev/"):
+    if text.startswith("/dev/") and not (os.path.isfile(text) or os.path.isdir(text)):  # noqa: PTH112, PTH113  # pathlib's raise
         return CameraUri("v4l2", text, {}, text)
     path = expand_home(text).absolute()
     # Not path.exists() and is_dir(), which raise where a folder above may not be read.
