@@ -87,6 +87,8 @@ check_machine() {
     x86_64 | aarch64) ;;
     *) fail "$(uname -m) isn't supported: a 64-bit system is needed (on a Raspberry Pi, its 64-bit OS)" 69 ;;
     esac
+    [[ ! -x /usr/bin/python3 ]] || /usr/bin/python3 -c 'import sys; sys.exit(sys.maxsize < 2**32)' ||
+        fail "this system is of 32 bits, on a 64-bit kernel: a 64-bit system is needed (on a Raspberry Pi, its 64-bit OS)" 69
     [[ -x /usr/bin/systemctl ]] || fail "this system has no systemd; README.md, under Use, tells how to run edgefer without" 69
     [[ ! -x /usr/bin/python3 ]] || /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
         fail "$(/usr/bin/python3 --version) is too old, 3.10 is needed: a newer system (bookworm, JetPack 6)" 69
@@ -207,6 +209,7 @@ activate() {
 
 start_service() {
     if [[ -n $former ]] && ! systemctl --quiet is-enabled edgefer; then
+        if systemctl --quiet is-active edgefer; then step "Restart the service" restart; fi
         say "The service is disabled, and stays so: sudo systemctl enable --now edgefer"
         return
     fi
@@ -240,7 +243,7 @@ remove_unfinished() {
 
 remove_old_versions() {
     for folder in "$versions"/*-*; do
-        [[ $folder == "$new" || $folder == "$former" ]] || rm -rf "$folder"
+        [[ $folder == "$new" || $(readlink -f "$folder") == "$former" ]] || rm -rf "$folder"
     done
 }
 
@@ -250,7 +253,7 @@ finish() {
 }
 
 uninstall() {
-    if systemctl --quiet is-enabled edgefer 2>/dev/null || [[ -e $unit ]]; then
+    if systemctl --quiet is-enabled edgefer 2>/dev/null || systemctl --quiet is-active edgefer 2>/dev/null || [[ -e $unit ]]; then
         step "Stop and disable the service" stop_service
     fi
     step "Remove $versions" rm -rf "$versions"
