@@ -137,13 +137,13 @@ class MqttSettings(Group):
     @model_validator(mode="after")
     def _consistent(self) -> MqttSettings:
         passwords = [value for value in (self.password, self.password_file) if value is not None]
+        is_half = (self.cert_file is None) != (self.key_file is None)
+        is_idle = not self.tls and (self.ca_file or self.cert_file)
         wrong = {
             "set only one of EDGEFER_MQTT__PASSWORD and EDGEFER_MQTT__PASSWORD_FILE": len(passwords) > 1,
             "a password needs EDGEFER_MQTT__USERNAME": passwords and self.username is None,
-            "EDGEFER_MQTT__CERT_FILE and EDGEFER_MQTT__KEY_FILE go together": bool(self.cert_file)
-            != bool(self.key_file),
-            "a certificate is of use only with EDGEFER_MQTT__TLS=true": not self.tls
-            and (self.ca_file or self.cert_file),
+            "EDGEFER_MQTT__CERT_FILE and EDGEFER_MQTT__KEY_FILE go together": is_half,
+            "a certificate is of use only with EDGEFER_MQTT__TLS=true": is_idle,
         }
         if any(wrong.values()):
             raise ValueError("; ".join(problem for problem, is_so in wrong.items() if is_so))

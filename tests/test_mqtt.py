@@ -310,14 +310,18 @@ def test_a_half_open_connection_is_noticed_and_ends_up_online(mosquitto, subscri
     assert found[0].payload == "online"
 
 
-def test_a_full_broker_is_told_and_gets_everything_once_it_has_room(
-    mosquitto, subscribe, open_sink, cable, monkeypatch
-):
+@pytest.fixture
+def with_room(mosquitto, subscribe, open_sink, cable, monkeypatch):
+    """A sink on a cable that can make the broker seem full, and a subscriber beyond."""
     monkeypatch.setattr(mqtt_module, "FULL_RETRY_S", 0.2)
-    subscriber = subscribe(mosquitto)
-    laid = cable(mosquitto.port)
+    subscriber, laid = subscribe(mosquitto), cable(mosquitto.port)
     sink = open_sink(mosquitto.settings(port=laid.port))
     wait_connected(sink)
+    return sink, laid, subscriber
+
+
+def test_a_full_broker_is_told_and_gets_everything_once_it_has_room(with_room):
+    sink, laid, subscriber = with_room
     laid.fill()
     publish(sink, *range(50))
     wait_for_problem(sink, "is full: quota exceeded; give it more room")
@@ -331,14 +335,8 @@ def test_a_full_broker_is_told_and_gets_everything_once_it_has_room(
     assert subscriber.payloads("availability") == ["online"]
 
 
-def test_a_full_broker_gets_what_it_is_to_retain_again_once_it_has_room(
-    mosquitto, subscribe, open_sink, cable, monkeypatch
-):
-    monkeypatch.setattr(mqtt_module, "FULL_RETRY_S", 0.2)
-    subscriber = subscribe(mosquitto)
-    laid = cable(mosquitto.port)
-    sink = open_sink(mosquitto.settings(port=laid.port))
-    wait_connected(sink)
+def test_a_full_broker_gets_what_it_is_to_retain_again_once_it_has_room(with_room):
+    sink, laid, subscriber = with_room
     laid.fill(messages=1)
     sink.publish(None, [presence(3)])
     # This broker took what it was made to refuse, so it comes twice.
