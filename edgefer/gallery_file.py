@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from edgefer.errors import InputError
 from edgefer.files import is_of_a_later_sqlite
-from edgefer.seal import Seal
+from edgefer.seal import Seal, load_cipher
 
 log = logging.getLogger(__name__)
 
@@ -236,7 +236,10 @@ class GalleryFile:
                     self._make_tables()
                 elif create:
                     self._check_whole()
-                self._seal = self._open_seal(key)
+                if is_there:
+                    self._seal = self._open_seal(key)
+                elif key is not None:  # with nothing to seal yet, only what it takes
+                    load_cipher()
                 self.templates()
                 self.read("SELECT name FROM person")  # of those whom another model knows, too
                 self._identity = _identity(self.path) if is_there else None

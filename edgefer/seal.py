@@ -61,11 +61,16 @@ class Seal:
             raise InputError("what is sealed in it was changed") from error
 
 
-def _cipher(secret: str, salt: bytes) -> AESGCM:
+def load_cipher() -> type[AESGCM]:
+    """AES-GCM; InputError when its package isn't installed."""
     try:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415  # an extra
     except ImportError as error:
         missing = "EDGEFER_GALLERY__KEY needs the package cryptography: pip install '.[seal]' in edgefer's folder"
         raise InputError(missing) from error
-    # 2**14 rounds of 8 blocks: 16 MiB and some 50 ms, once at start.
-    return AESGCM(hashlib.scrypt(secret.encode(), salt=salt, n=2**14, r=8, p=1, dklen=32))
+    return AESGCM
+
+
+def _cipher(secret: str, salt: bytes) -> AESGCM:
+    # 2**14 rounds of 8 blocks: 16 MiB and some 50 ms, once for each file that is opened.
+    return load_cipher()(hashlib.scrypt(secret.encode(), salt=salt, n=2**14, r=8, p=1, dklen=32))

@@ -158,7 +158,8 @@ def watch(
         elif camera.state.is_blind:  # nobody is known to be in view of such a camera
             if pipeline.report.count:
                 publish(sinks, None, pipeline.end())
-            pipeline.track.reset()  # nor is whoever was about to be
+            else:
+                pipeline.track.reset()  # nor is whoever was about to be
         state, sink_states = camera.state, [sink.state for sink in sinks]
         told = health.due(state, sink_states, machine_state, slowed_by=thermostat.cause)
         if told:

@@ -1,5 +1,6 @@
 """The gallery: who is nearest, what is kept, and what can't be opened."""
 
+import hashlib
 import math
 import sqlite3
 import stat
@@ -327,6 +328,20 @@ class TestSealed:
         sealed.close()
         stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
         assert vector.astype("<f4").tobytes()[:64] not in stored
+
+    def test_no_key_is_made_again_and_again_where_nobody_is_enrolled_yet(self, gallery, tmp_path, monkeypatch):
+        made = []
+        scrypt = hashlib.scrypt
+        monkeypatch.setattr("hashlib.scrypt", lambda *given, **options: made.append(1) or scrypt(*given, **options))
+        with closing(Gallery(tmp_path / "state", MODEL, "late")) as watching:
+            watching.refresh()
+            watching.refresh()
+            assert not made
+            with closing(Gallery(tmp_path / "state", MODEL, "late", create=True)) as other:
+                other.enroll("Ada", ADA, 1.0)
+            watching.refresh()
+            assert watching.match(ADA).name == "Ada"
+            assert made
 
     def test_a_key_for_a_gallery_made_without_one_is_told(self, gallery, tmp_path):
         gallery.enroll("Ada", ADA, 1.0)
