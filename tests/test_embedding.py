@@ -325,6 +325,16 @@ def test_a_stranger_who_was_named_for_a_moment_was_named(tool):
         assert (named.count, named.of, right.count, mistaken.count) == (4, 12, 1, 0)
 
 
+def test_who_is_found_is_told_at_the_threshold_that_lets_one_stranger_in_a_thousand_pass(tool):
+    gallery = tool("evaluate_gallery")
+    near = np.linspace(0.1, 0.9, 2000)
+    strangers = np.stack([near, np.sqrt(1 - near**2)], 1).astype(np.float32)
+    shown = strangers[[-1, -2, -3, -4]]  # as near to her as the nearest strangers: two of those may pass
+    with gallery.gallery_of({"Ada": np.array([[1, 0]], np.float32)}) as opened:
+        *_, found = gallery.one_picture(opened, IdentityRule(0.95, 0.0), {"Ada": shown}, {"x": strangers})
+    assert (found.count, found.of) == (2, 4)
+
+
 def test_the_threshold_is_fitted_on_what_a_track_is_decided_on(tool):
     gallery = tool("evaluate_gallery")
     looks = np.random.default_rng(3).normal(1, 0.5, size=(6, 4)).astype(np.float32)  # of one person

@@ -16,7 +16,7 @@ from test_models import pictures, place
 
 from edgefer.errors import ModelError
 from edgefer.messages import Box, Detection
-from edgefer.vision.card import Crop, read_card
+from edgefer.vision.card import Crop, Metric, read_card
 from edgefer.vision.emotion import EmotionReader
 from edgefer.vision.model import Model, find_model
 from edgefer.vision.preprocess import crop_matrix
@@ -151,7 +151,8 @@ def test_a_model_is_measured_on_the_test_faces_of_a_folder_tree(tool, tmp_path, 
     figures = tool("evaluate_emotion").evaluate_emotion(model, tmp_path / "faces")
     assert {(figure.dataset, figure.split) for figure in figures} == {("faces", "test")}
     assert {"accuracy", "macro-F1", "expected calibration error", "recall happy"} <= {f.metric for f in figures}
-    assert (tmp_path / "runs" / "models-emotion-48-int8-confusion.png").stat().st_size > 1000
+    digest = model.card.sha256[:8]
+    assert (tmp_path / "runs" / f"emotion-48-{digest}-faces-int8-confusion.png").stat().st_size > 1000
     assert "8 faces" in capsys.readouterr().out
 
 
@@ -185,11 +186,49 @@ def test_confidence_is_fitted_on_a_folder_tree_of_any_labels(tool, tmp_path, mon
     assert tool("command_line").run(tool("fit_confidence").main) == 0
     assert "12 validation faces" in capsys.readouterr().out
     fitted = read_card(card)
-    assert 0.3 <= fitted.temperature <= 3
+    assert 0.1 <= fitted.temperature <= 10
     monkeypatch.setattr("sys.argv", ["fit_confidence.py", str(card), "--data", str(tmp_path / "nowhere")])
     assert tool("command_line").run(tool("fit_confidence").main) == 66
     assert "nowhere isn't there" in capsys.readouterr().err
     assert read_card(card) == fitted
+
+
+def test_confidence_fitted_on_what_a_model_learned_from_is_told(tool, tmp_path, monkeypatch, capsys):
+    face_files(tmp_path / "faces", {"train/glad": 20, "train/calm": 20, "test/calm": 3})
+    measured = tuple(Metric("faces", "test", name, 0.5, "int8") for name in ("accuracy", "expected calibration error"))
+    mine = place(tmp_path, labels=("calm", "glad", "sad"), metrics=measured, temperature=50.0).with_suffix(".json")
+    monkeypatch.setattr("sys.argv", ["fit_confidence.py", str(mine), "--data", str(tmp_path / "faces")])
+    assert tool("command_line").run(tool("fit_confidence").main) == 0
+    told = capsys.readouterr().out
+    assert "4 validation faces" in told
+    assert "they are of train/" in told
+    assert f"its calibration error at the former one is gone: python tools/evaluate.py emotion {mine}" in told
+    assert read_card(mine).metrics == measured[:1]
+    ours = replace(read_card(mine), training={"command": "python tools/train_emotion.py", "precision": "int8"})
+    mine.write_text(ours.to_json())
+    assert tool("command_line").run(tool("fit_confidence").main) == 0
+    assert "they are of train/" not in capsys.readouterr().out, "train_emotion.py left these out"
+
+
+def test_a_card_that_could_not_be_read_again_is_not_written(tool, tmp_path):
+    card = place(tmp_path).with_suffix(".json")
+    before = card.read_text()
+    with pytest.raises(
+        ModelError, match=r"tiny\.json would be, and so was left as it is: not a valid model card: .*match"
+    ):
+        tool("model_file").write_card(card, replace(read_card(card), thresholds={"match": float("nan")}))
+    assert card.read_text() == before
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".tflite"]
+
+
+def test_only_the_float_of_the_same_model_is_its_float(tool, tmp_path):
+    pytest.importorskip("ai_edge_litert", reason="evaluate.py needs LiteRT's schema of .tflite files")
+    card = read_card(place(tmp_path, training={"source": "a.hdf5, sha256 1", "precision": "int8"}).with_suffix(".json"))
+    in_float = replace(card, training=card.training | {"precision": "float32"})
+    another = replace(card, training={"source": "b.hdf5, sha256 2", "precision": "float32"})
+    is_float_of = tool("evaluate").is_float_of
+    asked = [(in_float, card), (another, card), (in_float, in_float)]
+    assert [is_float_of(*pair) for pair in asked] == [True, False, False]
 
 
 def test_batches_are_the_same_whatever_number_of_processes_makes_them(tool):

@@ -936,6 +936,14 @@ def test_faces_come_from_a_csv_and_its_votes(tmp_path):
     (tmp_path / "fer2013new.csv").unlink()
     (tmp_path / "fer2013.csv").write_text(f"emotion, Usage, pixels\n3, Training, {pixels}\n")  # icml_face_data.csv's
     assert load_faces(tmp_path).labels.tolist() == [3]
+    (tmp_path / "fer2013.csv").write_text(f"emotion,pixels,Usage\n3,{pixels},Training\n", encoding="utf-8-sig")
+    ours, table = load_faces(tmp_path), tmp_path / "mine.csv"
+    assert ours.is_fer2013, "as Excel saves it"
+    shutil.copy(tmp_path / "fer2013.csv", table)
+    assert not load_faces(table).is_fer2013
+    table.write_bytes(b"emotion,pixels,Usage,\xe4\n")
+    with pytest.raises(InputError, match=r"mine\.csv: not a table in UTF-8"):
+        load_faces(table)
 
 
 def test_what_isnt_a_face_or_stands_in_the_test_is_neither_learnt_nor_validated_on(tmp_path):

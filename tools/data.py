@@ -96,7 +96,7 @@ def held_out(pack: Pack) -> NDArray[np.bool_]:
     if "ids" not in pack.fields:
         return np.zeros(len(pack), bool)
     people = np.unique(pack.fields["ids"])
-    return np.isin(pack.fields["ids"], people[-round(HELD_OUT_SHARE * len(people)) :])
+    return np.isin(pack.fields["ids"], people[-max(1, round(HELD_OUT_SHARE * len(people))) :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,18 +121,23 @@ def load_fer2013(folder: Path) -> Fer2013:
     """FER2013 from its folder of sheets (60 faces a row, at most 12,000 a sheet)."""
     if not (folder / "meta.npz").is_file():
         raise InputError(f"{folder / 'meta.npz'} isn't there; name the folder of the research data with --data")
-    with np.load(folder / "meta.npz") as archive:
-        meta = {name: archive[name] for name in archive.files}
+    meta = read_arrays(folder / "meta.npz")
+    if missing := sorted({"labels", "usage", "votes", "exact", "dup_group"} - set(meta)):
+        raise InputError(f"{folder / 'meta.npz'}: not FER2013's: it lacks {', '.join(missing)}")
     images = np.zeros((len(meta["labels"]), 48, 48), np.uint8)
     for usage, name in enumerate(("train", "public", "private")):
         faces = [_faces_of_sheet(path) for path in sorted(folder.glob(f"{name}_*.webp"))]
         rows = np.flatnonzero(meta["usage"] == usage)
-        images[rows] = np.concatenate(faces)[: len(rows)]
+        if (held := sum(map(len, faces))) < len(rows):
+            raise InputError(f"{folder}: {name}_*.webp hold {held} faces of {len(rows)}; is a sheet missing?")
+        if faces:
+            images[rows] = np.concatenate(faces)[: len(rows)]
     return Fer2013(images, meta["labels"], meta["usage"], meta["votes"], meta["exact"] == 1, meta["dup_group"])
 
 
 def _faces_of_sheet(path: Path) -> NDArray[np.uint8]:
     sheet = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    assert sheet is not None, f"{path} doesn't decode"
+    if sheet is None or sheet.shape[0] % 48 or sheet.shape[1] != 60 * 48:
+        raise InputError(f"{path}: it is no sheet of 60 faces of 48x48 a row, or cut; copy it again")
     rows = sheet.reshape(sheet.shape[0] // 48, 48, 60, 48)
     return rows.transpose(0, 2, 1, 3).reshape(-1, 48, 48)[:12000].astype(np.uint8, copy=False)

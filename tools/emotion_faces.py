@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from edgefer.errors import InputError
 from edgefer.messages import Image
-from edgefer.pictures import read_picture
+from edgefer.pictures import SUFFIXES, read_picture
 from edgefer.vision.card import ModelInput
 from edgefer.vision.preprocess import to_colour, warp
 
@@ -51,7 +52,8 @@ class Faces:
 
     images n x 48 x 48 gray (a tree's as large as asked for, and BGR for a model in colour), labels (indices into
     names), usage (TRAIN, VALIDATION or TEST), votes n x 10 (FER+; zeros where there are none), votes_match (whether the
-    votes are this image's), dup_group (equal for byte-identical images).
+    votes are this image's), dup_group (equal for byte-identical images), is_validation_of_train (whether there was no
+    validation split, and a tenth of train is it).
     """
 
     names: tuple[str, ...]
@@ -62,6 +64,7 @@ class Faces:
     votes_match: NDArray[np.bool_]
     dup_group: NDArray[np.int32]
     is_fer2013: bool
+    is_validation_of_train: bool
 
     def rows(self, usage: int) -> NDArray[np.intp]:
         """Where one split's images are."""
@@ -168,7 +171,7 @@ def _folders(folder: Path) -> list[Path]:
 
 def _from_sheets(fer: Fer2013) -> Faces:
     labels = fer.labels.astype(np.intp)
-    return Faces(fer.LABELS, fer.images, labels, fer.usage, fer.votes, fer.votes_match, fer.dup_group, True)
+    return Faces(fer.LABELS, fer.images, labels, fer.usage, fer.votes, fer.votes_match, fer.dup_group, True, False)
 
 
 def _csv_of(path: Path) -> Path | None:
@@ -191,8 +194,13 @@ def _from_csv(path: Path) -> Faces:
     votes, match = _votes_beside(path, usage)
     stacked = np.stack(images)
     groups = _groups(stacked)
-    splits = _with_validation(np.array(usage, np.uint8), groups)
-    return Faces(Fer2013.LABELS, stacked, np.array(labels, np.intp), splits, votes, match, groups, True)
+    given = np.array(usage, np.uint8)
+    splits = _with_validation(given, groups)
+    of_train = (splits != given).any()
+    is_fer2013 = path.name == "fer2013.csv"
+    return Faces(
+        Fer2013.LABELS, stacked, np.array(labels, np.intp), splits, votes, match, groups, is_fer2013, bool(of_train)
+    )
 
 
 def _votes_beside(path: Path, usage: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -214,11 +222,15 @@ def _votes_beside(path: Path, usage: Sequence[int]) -> tuple[NDArray[np.uint8], 
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    with path.open(newline="") as lines:
-        reader = csv.DictReader(lines, restval="", skipinitialspace=True)  # of a row that is cut; Kaggle's second table
-        if missing := set(columns) - set(reader.fieldnames or ()):
-            raise InputError(f"{path}: the column {min(missing)!r} is missing")
-        yield from reader
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            # Of a row that is cut; Kaggle's second table has spaces.
+            reader = csv.DictReader(lines, restval="", skipinitialspace=True)
+            if missing := set(columns) - set(reader.fieldnames or ()):
+                raise InputError(f"{path}: the column {min(missing)!r} is missing")
+            yield from reader
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a table in UTF-8 with commas: {error}") from error
 
 
 def _from_tree(path: Path, model_input: ModelInput, only: int | None) -> Faces:
@@ -226,10 +238,14 @@ def _from_tree(path: Path, model_input: ModelInput, only: int | None) -> Faces:
         raise InputError(f"{path} isn't there; a folder tree, a fer2013.csv or FER2013's sheets are wanted")
     names, files = labelled_files(path) if path.is_dir() else ((), [])
     if len({label for _, label, _ in files}) < 2:
-        raise InputError(f"{path}: a folder for each class is wanted, with pictures in it (train/happy/1.jpg, ...)")
-    usage = np.array([split for split, _, _ in files], np.uint8)
-    usage = _with_validation(usage, _groups_of(file.read_bytes() for _, _, file in files))
-    files = [(int(split), label, file) for split, (_, label, file) in zip(usage, files, strict=True)]
+        raise InputError(
+            f"{path}: a folder for each class is wanted, with pictures in it (train/happy/1.jpg, ...; "
+            f"{', '.join(SUFFIXES)})"
+        )
+    split_of = given = np.array([split for split, _, _ in files], np.uint8)
+    if only != TEST and not (given == VALIDATION).any():
+        split_of = _with_validation(given, _groups_of(_content(file) for _, _, file in files))
+    files = [(int(split), label, file) for split, (_, label, file) in zip(split_of, files, strict=True)]
     files = [file for file in files if file[0] == only] or files
     of = len(files)
     files, pictures, failures = readable(files, lambda file: _as_taken(read_picture(file[2]), model_input))
@@ -238,7 +254,16 @@ def _from_tree(path: Path, model_input: ModelInput, only: int | None) -> Faces:
     labels = np.array([label for _, label, _ in files], np.intp)
     images = np.stack(pictures)
     none = np.zeros((len(files), len(VOTES)), np.uint8)
-    return Faces(names, images, labels, usage, none, np.zeros(len(files), bool), _groups(images), False)
+    of_train = bool((split_of != given).any())
+    return Faces(names, images, labels, usage, none, np.zeros(len(files), bool), _groups(images), False, of_train)
+
+
+def _content(file: Path) -> bytes:
+    """What is in a file; its name where it can't be read, which is told once it is to be a picture."""
+    try:
+        return file.read_bytes()
+    except OSError:
+        return os.fsencode(file)
 
 
 def _as_taken(image: Image, model_input: ModelInput) -> Image:

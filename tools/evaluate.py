@@ -27,6 +27,7 @@ from evaluate_detector import evaluate_detector, held_out_people, validation_pho
 from evaluate_embedding import evaluate_alignment, evaluate_embedding
 from evaluate_emotion import evaluate_emotion
 from evaluate_gallery import evaluate_gallery
+from model_file import write_card
 
 from edgefer.vision.card import Metric, ModelCard, read_card
 from edgefer.vision.model import Model
@@ -83,13 +84,14 @@ def main() -> None:
         # Figures of other data, or of another precision, stay.
         anew = {(metric.dataset, metric.split, metric.precision) for metric in new}
         kept = [metric for metric in card.metrics if (metric.dataset, metric.split, metric.precision) not in anew]
-        arguments.card.write_text(dataclasses.replace(card, metrics=(*new, *kept)).to_json())
+        write_card(arguments.card, dataclasses.replace(card, metrics=(*new, *kept)))
 
 
 def is_float_of(other: ModelCard, card: ModelCard) -> bool:
     """Whether a card is of the same model as another's, converted with `--precision float32`."""
     in_float = {**card.training, "precision": "float32"}
-    return (other.input, other.labels, other.training) == (card.input, card.labels, in_float)
+    alike = (other.input, other.labels, other.training) == (card.input, card.labels, in_float)
+    return alike and card.training != in_float
 
 
 if __name__ == "__main__":

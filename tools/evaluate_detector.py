@@ -22,6 +22,7 @@ from data import DATA
 from detector_scenes import Floats, Scene, open_people, open_photos, people_scene, photo_scene, sizes_of
 from evaluate_embedding import misalignment
 from measured import precision_of
+from model_file import write_card
 from numpy.typing import NDArray
 
 from edgefer.errors import InputError
@@ -249,12 +250,12 @@ def main() -> None:
             chosen = min_score
         few_enough = wrong <= FALSE_FACES
     if chosen is None:
-        raise InputError(f"every threshold up to {thresholds[-1]} makes up too many faces; the card stays as it is")
+        raise InputError(f"no threshold up to {thresholds[-2]} makes up few enough faces; the card stays as it is")
     card = read_card(arguments.card)
     still_so = chosen == card.thresholds.get("min_score")
     metrics = tuple(metric for metric in card.metrics if still_so or metric.metric not in AT_MIN_SCORE)
     card = dataclasses.replace(card, thresholds={"min_score": chosen}, metrics=metrics)
-    arguments.card.write_text(card.to_json())
+    write_card(arguments.card, card)
     print(f"{arguments.card}: min_score {chosen}")
     if not still_so:
         print(f"its figures at the former one are gone: python tools/evaluate.py detector {arguments.card}")

@@ -33,10 +33,13 @@ def evaluate_embedding(model: Model, data: Path) -> list[Metric]:
 
     One pass a face, nothing averaged.
     """
-    pack = open_pack(data / "lfw_pairs_112.npz")
+    pack = open_pack(data / "lfw_pairs_112.npz", "pairs", "same", "fold")
     precision = precision_of(model.card)
     figures = pair_figures(embed_all(Embedder(model), pack), pack)
-    return [Metric("LFW", "6,000 pairs", name, round(value, 4), precision) for name, value in figures.items()]
+    return [
+        Metric("LFW", f"{len(pack.fields['pairs']):,} pairs", name, round(value, 4), precision)
+        for name, value in figures.items()
+    ]
 
 
 def pair_figures(vectors: Floats, pack: Pack, rates: Sequence[float] = (FALSE_ACCEPT_RATE,)) -> dict[str, float]:
@@ -44,7 +47,7 @@ def pair_figures(vectors: Floats, pack: Pack, rates: Sequence[float] = (FALSE_AC
     first, second = pack.fields["pairs"].T
     cosines = (vectors[first] * vectors[second]).sum(1)
     known = ~np.isnan(cosines)
-    cosines, same, folds = cosines[known], pack.fields["same"][known], pack.fields["fold"][known]
+    cosines, same, folds = cosines[known], pack.fields["same"][known].astype(bool), pack.fields["fold"][known]
     return {
         "accuracy": fold_accuracy(cosines, same, folds),
         **{
@@ -59,7 +62,7 @@ def evaluate_alignment(model: Model, data: Path, name: str) -> str:
     Each image is set in a larger picture, as fit_crop.py does, and goes through the daemon's own crop by both. Pairs
     with a face that isn't found are left out of both.
     """
-    pack = open_pack(data / "lfw_pairs_112.npz")
+    pack = open_pack(data / "lfw_pairs_112.npz", "pairs", "same", "fold")
     embedder, detector = Embedder(model), Detector(Model(find_model(name), "detector"))
     given, own = np.full((2, len(pack), embedder.size), np.nan, np.float32)
     off = []
@@ -67,11 +70,13 @@ def evaluate_alignment(model: Model, data: Path, name: str) -> str:
         picture, frame = place(pack.picture(i), SIZES[i % len(SIZES)])
         found = best(detector(picture), frame)
         if found and found.landmarks:
-            true = replace(found, landmarks=template_in(frame))
+            true = replace(found, box=frame, landmarks=template_in(frame))
             given[i], own[i] = embedder(picture, true), embedder(picture, found)
             off.append(misalignment(template_in(frame), found.landmarks))
-    if not off:
-        return f"LFW: {name} finds none of {len(pack)} faces"
+    found_both = ~np.isnan(own[pack.fields["pairs"], 0]).any(1)
+    same, folds = pack.fields["same"].astype(bool), pack.fields["fold"]
+    if any(len(np.unique(folds[found_both & kind])) < 2 for kind in (same, ~same)):
+        return f"LFW: {name} finds {len(off)} of {len(pack)} faces: too few of their pairs to measure on"
     rates = (FALSE_ACCEPT_RATE, *STEADIER_RATES)
     columns = {"as given": pair_figures(given, pack, rates), f"by {name}": pair_figures(own, pack, rates)}
     lines = [f"LFW: {name} finds {len(off)} of {len(pack)} faces"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from edgefer.vision.model import Model
 
 BINS = 15
 """Bins of confidence for the calibration error, as in Guo et al., 2017."""
+CALIBRATION_ERROR = "expected calibration error"
 PLOTS = Path("runs")
 
 
@@ -35,14 +37,15 @@ def evaluate_emotion(model: Model, data: Path) -> list[Metric]:
         print(f"{data}: there is no test/, so all faces count: a model that learned from some of them looks too good")
     rows, labels = with_labels_of(faces, tested, reader.labels)
     answers, seconds = read_all(reader, faces.images[rows])
-    name = "-".join(model.path.with_suffix("").parts[-2:])  # old/mine.tflite beside new/mine.tflite
-    plot = PLOTS / f"{name}-{precision}-confusion.png"
+    source = "FER2013" if faces.is_fer2013 else data.resolve().name
+    # The digest tells old/mine.tflite from new/mine.tflite.
+    digest = hashlib.sha256(model.path.read_bytes()).hexdigest()[:8]
+    plot = PLOTS / f"{model.path.stem}-{digest}-{source}-{precision}-confusion.png"
     plot_confusion(confusion_matrix(labels, answers.argmax(1), len(reader.labels)), reader.labels, plot)
     others = f" ({len(tested) - len(rows)} of labels that it doesn't know are left out)" * (len(rows) < len(tested))
     print(f"{model.path}: {len(rows)} faces{others}, {seconds * 1000:.3f} ms each on one thread (median)")
     print(f"  confusion matrix in {plot}")
     split = "all" if not has_test else "PrivateTest" if faces.is_fer2013 else "test"
-    source = "FER2013" if faces.is_fer2013 else data.resolve().name
     return [
         Metric(source, split, name, round(value, 4), precision)
         for name, value in measure(answers, labels, reader.labels).items()
@@ -72,7 +75,7 @@ def measure(probabilities: Probabilities, labels: NDArray[Any], names: tuple[str
     return {
         "accuracy": float(right.sum() / confusion.sum()),
         "macro-F1": float((2 * right / np.maximum(actual + answered, 1))[actual > 0].mean()),
-        "expected calibration error": calibration_error(probabilities, labels),
+        CALIBRATION_ERROR: calibration_error(probabilities, labels),
         **{f"recall {name}": float(right[i] / actual[i]) for i, name in enumerate(names) if actual[i]},
         **{f"precision {name}": float(right[i] / max(answered[i], 1)) for i, name in enumerate(names) if actual[i]},
     }

@@ -26,6 +26,7 @@ from command_line import Parser, card_path, count, run
 from data import DATA
 from detector_scenes import open_photos
 from emotion_faces import TRAIN, VALIDATION, at_size, find_faces, with_labels_of
+from model_file import write_card
 from numpy.typing import NDArray
 from peers import YUNET, YuNet
 
@@ -61,6 +62,10 @@ def main() -> None:
     parser.add_argument("--images", type=count, default=1200, help="images of FER2013 to measure on (%(default)s)")
     arguments = parser.parse_args()
     reader = EmotionReader(Model(arguments.card.with_suffix(".tflite"), "emotion"))
+    if (crop := reader.model.card.crop) and crop.source == "points" and not arguments.dry_run:
+        raise InputError(
+            f"{arguments.card}: its crop is from points, the landmarks, and not from the box: nothing to fit"
+        )
     detector = Detector(Model(find_model(arguments.detector), "detector"))
     faces = find_faces(arguments.data)
     yunet = YuNet(arguments.data / YUNET, WIDTH, 0.5)
@@ -76,7 +81,7 @@ def main() -> None:
         reader.model.card = dataclasses.replace(reader.model.card, crop=crop)
     compare(detector, reader, faces.images[public], labels)
     if not arguments.dry_run:
-        arguments.card.write_text(dataclasses.replace(read_card(arguments.card), crop=crop).to_json())
+        write_card(arguments.card, dataclasses.replace(read_card(arguments.card), crop=crop))
 
 
 def fit(in_box: Points, in_frame: Points) -> Crop:

@@ -29,7 +29,9 @@ from data import DATA, held_out, open_pack
 from evaluate_embedding import Floats, embed_all, threshold_at
 from evaluate_gallery import gallery_of
 from measured import precision_of
+from model_file import write_card
 
+from edgefer.errors import InputError
 from edgefer.gallery import Match
 from edgefer.identify import MEMORY, MIN_READINGS
 from edgefer.vision.card import Metric, read_card
@@ -39,6 +41,8 @@ from edgefer.vision.model import Model
 STRANGERS_NAMED = {"match": 5e-4, "track": 2.5e-4}
 """What share of them each threshold may let pass."""
 PEOPLE, SHOTS, LOOKS = 50, 3, 5
+FEWEST = 4
+"""People held out, of whom half are enrolled: with one alone, nobody has a margin."""
 DATASET = "CelebA and UTKFace"
 AIMS = {name: f"aim of {name}: strangers named, {PEOPLE} people by {SHOTS} pictures" for name in STRANGERS_NAMED}
 TAIL = 0.01
@@ -68,6 +72,12 @@ def main() -> None:
     grown_up = embed_all(embedder, utk, np.flatnonzero(utk.fields["age"] >= GROWN_UP))
     ids = celeba.fields["ids"][apart]
     people = {str(one): np.flatnonzero(ids == one) for one in np.unique(ids)}
+    most = max(map(len, people.values()))
+    if len(people) < FEWEST or not len(grown_up) or most < LOOKS:
+        raise InputError(
+            f"{celeba.name}: {len(people)} people are held out, with {most} faces at most, and {utk.name} has "
+            f"{len(grown_up)} grown-ups: {FEWEST} people, {LOOKS} faces and some grown-ups are wanted"
+        )
     rng = np.random.default_rng(1)
     nearest, tracked, own = [], [], []
     for _ in range(DRAWS):
@@ -86,6 +96,11 @@ def main() -> None:
     # With fewer people enrolled, fewer strangers may be named.
     fewer = len(people) // 2 / PEOPLE
     seen = {"match": np.array(nearest), "track": np.array(tracked)}
+    if any(threshold_at(similarities, TAIL) <= -1 for similarities in seen.values()):
+        raise InputError(
+            f"{arguments.card}: nearly all strangers are as near to two people: it tells no faces apart; is its card's "
+            "input.range right?"
+        )
     thresholds = {name: round(beyond(seen[name], rate * fewer), 3) for name, rate in STRANGERS_NAMED.items()}
     print(f"{len(people) // 2} people enrolled, {len(nearest)} pictures of strangers, {len(tracked)} tracks of theirs:")
     for name, threshold in thresholds.items():
@@ -96,7 +111,7 @@ def main() -> None:
     stated = [Metric(DATASET, "held out", AIMS[name], rate, precision) for name, rate in STRANGERS_NAMED.items()]
     kept = [metric for metric in card.metrics if metric.dataset != DATASET]
     card = dataclasses.replace(card, thresholds=thresholds | {"margin": MARGIN}, metrics=(*kept, *stated))
-    arguments.card.write_text(card.to_json())
+    write_card(arguments.card, card)
 
 
 def decided_on(looks: Floats) -> list[Floats]:

@@ -154,7 +154,7 @@ def read_model(path: Path, weights: Path | None = None) -> KerasModel:
         raise InputError(f"{path}: only a pointer to the file, from Git LFS: fetch it with `git lfs pull`")
     architecture = path
     if path.suffix == ".json":
-        weights = weights or _weights_beside(path)
+        weights = weights or weights_beside(path)
     elif start.startswith(b"\x89HDF") and not _has_config(path):
         architecture, weights = path.with_suffix(".json"), path
         if not architecture.is_file():
@@ -222,7 +222,7 @@ def _config(path: Path) -> tuple[dict[str, Any], str | None]:
     return config, version if version is None else os.fsdecode(version)
 
 
-def _weights_beside(path: Path) -> Path:
+def weights_beside(path: Path) -> Path:
     """The weights that lie beside an architecture.json: of its name, or the only ones there are."""
     files = [file for file in sorted(path.parent.iterdir()) if file.suffix in {".h5", ".hdf5"}]
     named = [file for file in files if file.name.split(".")[0] == path.stem.split(".")[0]]

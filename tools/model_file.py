@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgefer.errors import ModelError
-from edgefer.vision.card import ModelCard
+from edgefer.vision.card import ModelCard, read_card
 from edgefer.vision.model import Model
 
 
@@ -19,7 +19,20 @@ def write_model(path: Path, content: bytes, card: ModelCard) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     card = dataclasses.replace(card, sha256=hashlib.sha256(content).hexdigest())
-    path.with_suffix(".json").write_text(card.to_json())
+    write_card(path.with_suffix(".json"), card)
+
+
+def write_card(path: Path, card: ModelCard) -> None:
+    """Write a card, whole or not at all; ModelError where it couldn't be read again, and what was there stays."""
+    aside = path.with_name(f".{path.name}.writing")
+    try:
+        aside.write_text(card.to_json(), encoding="utf-8")
+        read_card(aside)
+        aside.replace(path)
+    except ModelError as error:
+        raise ModelError(str(error).replace(str(aside), f"{path} would be, and so was left as it is")) from error
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import os
 import sys
 from functools import partial
@@ -28,7 +29,7 @@ from agreement import Comparison, accuracy, compare, run_original, run_tflite, s
 from calibration_pictures import Labels, Pictures, check_there, read_pictures
 from command_line import Parser, count, run
 from emotion_faces import label_name
-from keras_models import ConversionError, Floats, KerasModel, quiet, read_model
+from keras_models import ConversionError, Floats, KerasModel, quiet, read_model, weights_beside
 from model_file import loaded, write_model
 
 from edgefer.errors import UsageError
@@ -205,6 +206,7 @@ def describe(options: argparse.Namespace, model: KerasModel) -> ModelCard:
             task=task,
             decoder=DECODERS[task][0],
             input=ModelInput(width, height, "gray" if channels == 1 else "rgb", own_range),
+            training={"source": source(options.model, options.weights)},
             # Most models learned from FER2013's crops: where those lie around our detector's box is in our own card.
             crop={"emotion": find_card("emotion-48").crop, "embedding": Crop("points"), "detector": None}[task],
         )
@@ -240,6 +242,17 @@ def describe(options: argparse.Namespace, model: KerasModel) -> ModelCard:
         thresholds=dict(DECIDED) if card.task == "emotion" else card.thresholds,
         temperature=1.0,
     )
+
+
+def source(path: Path, weights: Path | None) -> str:
+    """What a model was read from, by name and digest: a file, all of a folder, or an architecture and its weights."""
+    files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+    if weights or path.suffix == ".json":
+        files.append(weights or weights_beside(path))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return f"{path.resolve().name}, sha256 {digest.hexdigest()[:12]}"
 
 
 def with_labels(card: ModelCard, asked: str | None, classes: int, folders: tuple[str, ...]) -> ModelCard:

@@ -36,6 +36,7 @@ from detector_scenes import ALL_SIZES, NEAR_SIZES, Scenes, augmented, targets
 from evaluate_detector import AT_MIN_SCORE, average_precision, figures, find, held_out_people, validation_photos
 from former_network import ADDED, PICTURES, go_on_from_mean, size_taken
 from keras import layers, ops
+from model_file import write_card
 from muon import Muon
 from numpy.typing import NDArray
 from training import (
@@ -204,7 +205,7 @@ def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
         print("\n".join(f"{name}, float32: {metric.metric} {metric.value}" for metric in measured))
         # What depends on the threshold, which is yet to be chosen, doesn't stay.
         kept = tuple(metric for metric in measured if metric.metric not in AT_MIN_SCORE)
-        (folder / f"{name}.json").write_text(dataclasses.replace(card(name, settings), metrics=kept).to_json())
+        write_card(folder / f"{name}.json", dataclasses.replace(card(name, settings), metrics=kept))
 
 
 # The network: plain 3x3 convolutions with ReLU6, which cost little and lose little at int8.
@@ -339,7 +340,7 @@ def write(average: keras.Model, scenes: Scenes, settings: dict[str, Any], folder
     for name in INPUTS:
         at_size(name, average).save(folder / f"{name}.keras")
         np.save(folder / f"{name}.npy", fitted(scenes, name, CALIBRATION_PICTURES, settings["seed"]))
-        (folder / f"{name}.json").write_text(card(name, settings).to_json())
+        write_card(folder / f"{name}.json", card(name, settings))
 
 
 def at_size(name: str, average: keras.Model) -> keras.Model:

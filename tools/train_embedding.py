@@ -36,6 +36,7 @@ from embedding_network import EMBEDDING, network
 from former_network import go_on_from_mean
 from keras import ops
 from mixing import mixed
+from model_file import write_card
 from muon import Muon
 from numpy.typing import NDArray
 from peers import TEACHER, MobileFaceNet
@@ -167,7 +168,7 @@ def main() -> None:
         fit(model, batches, validation, folder, done, arguments.epochs, [keras.callbacks.SwapEMAWeights()])
     model = rebuilt(model, network, bfloat16=False)
     model.save(folder / "model.keras")
-    (folder / "card.json").write_text(card(kept, len(faces), [path.stem for path in packs]).to_json())
+    write_card(folder / "card.json", card(kept, len(faces), [path.stem for path in packs]))
     chosen = np.random.default_rng(arguments.seed).choice(len(faces), min(CALIBRATION_FACES, len(faces)), replace=False)
     np.save(folder / "calibrate.npy", np.stack([faces.picture(int(i)) for i in chosen]))
     print(f"{folder / 'model.keras'}: cosine to the teacher {cosine():.4f} on held-out people")

@@ -40,6 +40,7 @@ from emotion_teachers import Teachers, as_input, pairs_mixed, unlabelled
 from evaluate_emotion import confusion_matrix
 from former_network import go_on_from_mean
 from keras import layers
+from model_file import write_card
 from numpy.typing import NDArray
 from training import (
     BFLOAT16,
@@ -194,7 +195,7 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
     if network.votes:
         shift(model, validation[0], faces.labels[held])
     model.save(arguments.out / "model.keras")
-    (arguments.out / "card.json").write_text(card(arguments, network, faces, len(rows)).to_json())
+    write_card(arguments.out / "card.json", card(arguments, network, faces, len(rows)))
     chosen = np.random.default_rng(arguments.seed).choice(rows, min(CALIBRATION_IMAGES, len(rows)), replace=False)
     np.save(arguments.out / "calibrate.npy", faces.images[chosen][..., None])
     answers = model.predict(validation[0], batch_size=256, verbose=0).argmax(1)
