@@ -13,12 +13,12 @@ demo: .venv/demo ## the daemon on a sample, or on CLIP=path; no broker and no ca
 	.venv/bin/edgefer demo $(if $(CLIP),"$(CLIP)")
 
 test: check .venv-tflite/done .venv-train/done mosquitto shellcheck systemd ## everything: checks, and the tests on both runtimes
-	.venv/bin/pytest -n 3
+	.venv/bin/pytest -n 3 --dist worksteal
 	@# tflite-runtime 2.14 has no wheel past Python 3.11.
 	if .venv-tflite/bin/python -c 'import tflite_runtime' 2>/dev/null; then \
-	  .venv-tflite/bin/pytest -n 3 tests/test_models.py tests/test_detector.py tests/test_embedding.py tests/test_emotion.py tests/test_analyze.py; \
+	  .venv-tflite/bin/pytest -n 3 -m runtime tests/test_models.py tests/test_detector.py tests/test_embedding.py tests/test_emotion.py tests/test_analyze.py; \
 	else echo "tflite-runtime isn't there for this Python: its tests are left out"; fi
-	.venv-train/bin/pytest -n 2 tests/test_tools.py
+	.venv-train/bin/pytest -n 2 --dist worksteal tests/test_tools.py
 
 test-install: .venv/dev ## the installer and the Debian package on a Debian of their own; minutes, root and a network
 	INSTALL_TESTS=1 .venv/bin/pytest tests/test_install.py

@@ -45,7 +45,9 @@ def edgefer(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs one command as a process, in a folder and with a state folder of its own; gives what became of it."""
 
     def run(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {"EDGEFER_STATE_DIR": str(tmp_path / "state")} | variables
+        # A broker that may run on this machine isn't ours to publish to.
+        own = {"EDGEFER_STATE_DIR": str(tmp_path / "state"), "EDGEFER_MQTT__PORT": "1"}
+        environment = os.environ | own | variables
         command = [sys.executable, "-m", "edgefer", *(a if isinstance(a, bytes) else str(a) for a in arguments)]
         return subprocess.run(
             command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=100, check=False

@@ -48,6 +48,7 @@ def overlap(a: dict, b: tuple[float, float, float, float]) -> float:
     return shared / (a["width"] * a["height"] + width * height - shared)
 
 
+@pytest.mark.runtime
 def test_a_picture_gives_one_line_with_its_face(edgefer, grace):
     done = edgefer("analyze", grace, "--json")
     assert (done.returncode, done.stderr) == (0, "")
@@ -73,6 +74,7 @@ def test_a_picture_without_a_face_gives_a_line_without_faces(edgefer, tmp_path):
     assert line == {"file": "noise.png", "time_s": None, "width": 160, "height": 120, "faces": []}
 
 
+@pytest.mark.runtime
 def test_a_video_gives_a_line_a_frame_with_its_time(edgefer, grace, tmp_path):
     image = cv2.resize(cv2.imread(str(grace)), (256, 304))
     video = cv2.VideoWriter(str(tmp_path / "clip.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (256, 304))
@@ -135,6 +137,7 @@ def test_stages_can_be_off(edgefer, grace):
     assert face["emotion"]["scores"] is None
 
 
+@pytest.mark.runtime
 def test_who_is_enrolled_is_known_and_a_stranger_is_not(edgefer, grace, astronaut):
     done = edgefer("enroll", "Grace Hopper", "--images", grace)
     assert (done.returncode, done.stderr) == (0, "")

@@ -140,7 +140,7 @@ def test_each_look_may_take_its_time_however_late_the_first_answer_was(folder, t
         connection, _ = listening.accept()
         with connection:
             connection.recv(4096)
-            for late_s, line in ((1.6, state), (1.2, {"refused": "no face"}), (0.0, {"done": True})):
+            for late_s, line in ((1.1, state), (1.1, {"refused": "no face"}), (0.0, {"done": True})):
                 time.sleep(late_s)
                 connection.sendall(json.dumps(line).encode() + b"\n")
 

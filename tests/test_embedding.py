@@ -181,6 +181,7 @@ def tiny_embedder(folder: Path, name: str = "int8", **changes: object) -> Embedd
 
 
 @pytest.mark.parametrize("name", ["int8", "uint8", "float32"])
+@pytest.mark.runtime
 def test_embeddings_have_length_one(tmp_path, name):
     embedder = tiny_embedder(tmp_path, name)
     assert embedder.size == 3
@@ -191,6 +192,7 @@ def test_embeddings_have_length_one(tmp_path, name):
         assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.runtime
 def test_a_template_is_the_same_of_a_face_and_of_its_mirror_image(tmp_path):
     embedder = tiny_embedder(tmp_path)
     for picture in pictures():
@@ -203,6 +205,7 @@ def test_a_template_is_the_same_of_a_face_and_of_its_mirror_image(tmp_path):
         assert template @ one > one @ other
 
 
+@pytest.mark.runtime
 def test_the_face_is_aligned_before_it_is_embedded(tmp_path):
     """A face three times as large as the template, turned by a right angle and off the middle of its frame."""
     embedder = tiny_embedder(tmp_path, "float32")
@@ -216,6 +219,7 @@ def test_the_face_is_aligned_before_it_is_embedded(tmp_path):
     np.testing.assert_allclose(embedder.template(frame, turned), embedder.template_of(blocks), atol=0.03)
 
 
+@pytest.mark.runtime
 def test_a_model_with_several_outputs_is_no_embedder(tmp_path):
     detector = find_model("near")
     seen = read_card(detector.with_suffix(".json"))
@@ -277,6 +281,7 @@ def test_a_face_in_a_larger_picture_is_aligned_back_to_where_it_was(tool, side):
     assert np.abs(back[inside].astype(float) - face[inside]).mean() < 0.8
 
 
+@pytest.mark.runtime
 def test_aligned_faces_are_brought_to_the_size_of_any_model(tool, tmp_path):
     blocks = pictures(1)[0]
     face = np.kron(blocks, np.ones((14, 14), np.uint8))[..., None].repeat(3, 2)
@@ -376,6 +381,7 @@ def test_how_far_an_alignment_is_off(tool):
 # The shipped model
 
 
+@pytest.mark.runtime
 def test_the_shipped_model_is_what_its_card_says():
     embedder = Embedder(Model(find_model("identity-112"), "embedding"))
     card = embedder.model.card
@@ -385,6 +391,7 @@ def test_the_shipped_model_is_what_its_card_says():
     assert 0 < card.thresholds["match"] < 1
 
 
+@pytest.mark.runtime
 def test_the_shipped_model_reaches_its_floor():
     card = find_card("identity-112")
     figures = {(metric.metric, metric.precision): metric.value for metric in card.metrics}
@@ -392,6 +399,7 @@ def test_the_shipped_model_reaches_its_floor():
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the research data in ../shared/data")
+@pytest.mark.runtime
 def test_the_shipped_model_on_people_it_never_saw(tool):
     """400 of LFW's pairs: one person's two faces are alike, two people's aren't."""
     pack = tool("data").open_pack(DATA / "lfw_pairs_112.npz")

