@@ -4,6 +4,7 @@ Trainers run for one small epoch on the research data where it lies beside the c
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,9 +19,12 @@ ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
 sys.path.insert(0, str(ROOT / "tools"))
 
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # as the tools' own processes begin, whatever else is installed
 pytest.importorskip("keras", reason="the tools need the train extra: pip install '.[train]'")
 pytest.importorskip("tensorflow", reason="the tools need the train extra: pip install '.[train]'")
 pytest.importorskip("tf_keras", reason="Keras 2 comes with the train extra: pip install '.[train]'")
+IN_A_THREAD = "--workers", 1
+"""For a trainer in this process, where Keras has computed already: beside its threads, a fork can hang."""
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the research data isn't beside this checkout")
 
 from edgefer.errors import InputError  # noqa: E402
@@ -1034,8 +1038,8 @@ def test_a_classic_network_stops_early_and_goes_on_where_it_was(models, tmp_path
     import training
 
     def train(*more: object) -> None:
-        asked = ["--data", models / "faces", "--arch", "fer2013-cnn", "--out", tmp_path, "--limit", 16, *more]
-        monkeypatch.setattr(sys, "argv", ["train_emotion.py", *map(str, asked)])
+        asked = ["--data", models / "faces", "--arch", "fer2013-cnn", "--out", tmp_path, "--limit", 16, *IN_A_THREAD]
+        monkeypatch.setattr(sys, "argv", ["train_emotion.py", *map(str, asked), *map(str, more)])
         train_emotion.main()
 
     train("--epochs", 1, "--rate", 1e-12)
@@ -1103,7 +1107,7 @@ def test_a_network_learns_from_a_tree_without_its_test_faces_and_is_measured_on_
     faces = tmp_path / "faces"
     shutil.copytree(models / "faces", faces)
     shutil.copy(faces / "test" / "sad" / "0.png", faces / "train" / "sad" / "leak.png")
-    tool("train_emotion.py", "--data", faces, "--classes", "happy,sad,surprise", "--arch", "fer2013-cnn",
+    tool("train_emotion.py", "--data", faces, "--classes", "happy,sad,surprise", "--arch", "little-vgg",
          "--epochs", 1, "--batch", 16, "--limit", 16, "--seed", 1, "--out", tmp_path / "run")  # fmt: skip
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"model.keras", "card.json", "calibrate.npy", "curves.png", "confusion.png", "settings.json"} <= left
@@ -1133,7 +1137,7 @@ def test_a_network_goes_on_from_the_mean_of_others_and_learns_what_teachers_answ
     import train_emotion
     from emotion_faces import load_faces
     from emotion_teachers import Teachers, at_most, pairs_mixed, unlabelled
-    from former_network import go_on_from_mean
+    from former_network import go_on_from
 
     first, second = train_emotion.NETWORKS["fer2013-cnn"].build(3), train_emotion.NETWORKS["fer2013-cnn"].build(3)
     for model, name in ((first, "first"), (second, "second")):
@@ -1189,7 +1193,7 @@ def test_a_network_goes_on_from_the_mean_of_others_and_learns_what_teachers_answ
     with pytest.raises(InputError, match="--teacher"):
         train_emotion.main()
     with pytest.raises(InputError, match=r"a \.tflite stands alone"):
-        go_on_from_mean([tmp_path / "first.keras", teachers[0]], first, learnt)
+        go_on_from([tmp_path / "first.keras", teachers[0]], first, learnt)
     with pytest.raises(InputError, match=r"float\.tflite tells happy, sad, surprise, and what is learnt is sad, happy"):
         train_emotion.check_labels(teachers[:1], ("sad", "happy", "surprise"))
     shutil.copy(ROOT / "models/identity-112.json", tmp_path / "card.json")
@@ -1201,7 +1205,7 @@ def test_a_training_that_diverged_leaves_no_model_and_one_goes_on_with_its_own_c
 
     def train(*more: object) -> None:
         asked = ["--data", models / "faces", "--arch", "fer2013-cnn", "--out", tmp_path, "--limit", 8, "--epochs", 1]
-        monkeypatch.setattr(sys, "argv", ["train_emotion.py", *map(str, asked), *map(str, more)])
+        monkeypatch.setattr(sys, "argv", ["train_emotion.py", *map(str, [*asked, *IN_A_THREAD, *more])])
         train_emotion.main()
 
     with pytest.raises(InputError, match="diverged"):
@@ -1316,7 +1320,7 @@ def test_what_ships_is_a_start_for_the_detectors_trainer():
 
     for name, asked in INPUTS.items():
         pictures = np.random.default_rng(0).uniform(-1, 1, (4, asked.height, asked.width, 3)).astype(np.float32)
-        go_on_from(ROOT / f"models/{name}.tflite", network(asked.height, asked.width), pictures)  # it compares
+        go_on_from([ROOT / f"models/{name}.tflite"], network(asked.height, asked.width), pictures)  # it compares
 
 
 def test_the_detectors_loss_is_as_defined():
@@ -1415,19 +1419,24 @@ def test_a_face_is_kept_apart_from_other_people_by_a_margin(tmp_path):
     np.testing.assert_allclose(np.asarray(lost), [validated, known], rtol=1e-5)
 
 
+def as_if_learnt(network, rng):
+    """Give a network's normalisation other values than those that it begins with."""
+    import keras
+
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            of = layer.gamma.shape
+            layer.set_weights([rng.uniform(0.5, 1.5, of), *rng.normal(0, 0.2, (2, *of)), rng.uniform(0.5, 1.5, of)])
+
+
 def test_a_wider_network_begins_with_the_answers_of_the_narrower_one(monkeypatch, tmp_path):
     import embedding_network
-    import keras
     from former_network import go_on_from
 
     monkeypatch.setattr(embedding_network, "WIDTHS", (8, 8, 16, 16))
     narrow = embedding_network.network()
     rng = np.random.default_rng(0)
-    for layer in narrow.layers:  # as if it had learnt
-        if isinstance(layer, keras.layers.BatchNormalization):
-            of = layer.gamma.shape
-            layer.set_weights([rng.uniform(0.5, 1.5, of), rng.normal(0, 0.2, of), rng.normal(0, 0.2, of),
-                               rng.uniform(0.5, 1.5, of)])  # fmt: skip
+    as_if_learnt(narrow, rng)
     narrow.save(tmp_path / "narrow.keras")
     pictures = [cv2.resize(rng.integers(0, 256, (9, 9, 3), np.uint8), (112, 112)) for _ in range(80)]
     np.save(tmp_path / "pictures.npy", pictures)
@@ -1438,11 +1447,11 @@ def test_a_wider_network_begins_with_the_answers_of_the_narrower_one(monkeypatch
 
     monkeypatch.setattr(embedding_network, "WIDTHS", (8, 16, 16, 24))
     wide = embedding_network.network()
-    go_on_from(tmp_path / "narrow.keras", wide, faces)
+    go_on_from([tmp_path / "narrow.keras"], wide, faces)
     np.testing.assert_allclose(wide.predict(faces, verbose=0), answers, atol=1e-5)
 
     shipped = embedding_network.network()
-    go_on_from(tmp_path / "narrow.tflite", shipped, faces)
+    go_on_from([tmp_path / "narrow.tflite"], shipped, faces)
     assert np.corrcoef(shipped.predict(faces, verbose=0).ravel(), answers.ravel())[0, 1] > 0.98
     # What was folded is apart again, so that training begins with the same answers.
     trained = np.asarray(shipped(faces[:64], training=True))
@@ -1459,7 +1468,7 @@ def test_a_wider_network_begins_with_the_answers_of_the_narrower_one(monkeypatch
         ("none.keras", "isn't there"),
     ):
         with pytest.raises(InputError, match=rf"^--start: .*{name}:? {told}"):
-            go_on_from(tmp_path / name, embedding_network.network(), faces)
+            go_on_from([tmp_path / name], embedding_network.network(), faces)
 
 
 def test_what_tells_emotions_begins_with_what_knows_faces(monkeypatch, tmp_path):
@@ -1469,48 +1478,122 @@ def test_what_tells_emotions_begins_with_what_knows_faces(monkeypatch, tmp_path)
     import train_detector
     from former_network import go_on_from
 
-    images = np.random.default_rng(0).uniform(0, 1, (2, 48, 48, 1)).astype(np.float32)
-    monkeypatch.setattr(embedding_network, "WIDTHS", (8, 8, 16, 16))
-    teacher = emotion_networks.faces(7)
+    rng = np.random.default_rng(0)
+    images = np.stack([cv2.resize(rng.random((6, 6), np.float32), (48, 48)) for _ in range(4)])
+    enlarged = np.stack([cv2.resize(image, (96, 96)) for image in images]) * 2 - 1
+    images, enlarged = images[..., None], np.repeat(enlarged[..., None], 3, -1)
+    monkeypatch.setattr(embedding_network, "WIDTHS", (8, 8, 16, 24))
+    monkeypatch.setattr(emotion_networks, "NARROW", ((), (4,), (4,), ()))
+    teller = emotion_networks.faces(7)
     for additions in ((0, 0, 1, 0), (0, 0, 0, 0)):
         monkeypatch.setattr(embedding_network, "ADDITIONS", additions)
         knows = embedding_network.network()
+        as_if_learnt(knows, rng)
         knows.save(tmp_path / "identity.keras")
-        go_on_from(tmp_path / "identity.keras", teacher, images)
-        enlarged = cv2.resize(np.moveaxis(images[..., 0], 0, -1), (80, 80)) * 2 - 1
-        seen = keras.Model(knows.input, knows.layers[-5].output)  # what the depthwise layer takes
-        grown = np.repeat(np.moveaxis(enlarged, -1, 0)[..., None], 3, -1)
-        body = keras.Model(picture := keras.Input((80, 80, 3)), embedding_network.body(picture))
-        body.set_weights(seen.get_weights())
-        pooled = body.predict(grown, verbose=0).mean((1, 2))
-        before = keras.Model(teacher.input, teacher.layers[-2].output).predict(images, verbose=0)
-        np.testing.assert_allclose(before, pooled, atol=1e-3)
-    monkeypatch.setattr(embedding_network, "WIDTHS", (8, 8, 16, 24))
+        go_on_from([tmp_path / "identity.keras"], teller, images)
+        first = keras.Sequential([keras.Input((96, 96, 3)), *knows.layers[1:4]]).predict(enlarged, verbose=0)
+        told = keras.Model(teller.input, teller.layers[3].output).predict(images, verbose=0)
+        np.testing.assert_allclose(told[:, 1:-1, 1:-1], first[:, 1:-1, 1:-1], atol=1e-4)
+        weights, last = knows.get_weights(), 5 * (6 + sum(additions))  # where the last stage begins: five a layer
+        others = [*weights[5:25], *weights[last : last + 5]]
+        for taken, given in zip(teller.get_weights()[5:30], others, strict=True):
+            np.testing.assert_array_equal(taken, given)
+    monkeypatch.setattr(embedding_network, "WIDTHS", (8, 8, 16, 32))
     embedding_network.network().save(tmp_path / "wider.keras")
-    for other, pictures in ((teacher, images), (train_detector.network(64, 64), np.zeros((2, 64, 64, 3), np.float32))):
+    for other, pictures in ((teller, images), (train_detector.network(64, 64), np.zeros((2, 64, 64, 3), np.float32))):
         with pytest.raises(InputError, match="another network than the one to train"):
-            go_on_from(tmp_path / "wider.keras", other, pictures)
+            go_on_from([tmp_path / "wider.keras"], other, pictures)
+
+
+def test_convolutions_by_way_of_fewer_channels_begin_as_the_whole_one(monkeypatch, tmp_path):
+    import emotion_networks
+    import keras
+    from former_network import MUONS_SIZE, go_on_from
+
+    rng = np.random.default_rng(0)
+    images = np.stack([cv2.resize(rng.random((6, 6), np.float32), (48, 48)) for _ in range(16)])[..., None]
+
+    def layers_of(network, kind):
+        return [layer for layer in network.layers if isinstance(layer, kind)]
+
+    def saved(name, channels):
+        """A whole network whose further convolutions write what varies along so many channels."""
+        whole = emotion_networks.faces(7)
+        as_if_learnt(whole, rng)
+        for number in (2, 4, 5, 6):
+            convolution = layers_of(whole, keras.layers.Conv2D)[number]
+            (kernel,) = convolution.get_weights()
+            convolution.set_weights([kernel[..., :channels] @ rng.normal(0, 0.2, (channels, kernel.shape[-1]))])
+        whole.save(tmp_path / name)
+        return whole
+
+    one, other, wide = saved("one.keras", 16), saved("other.keras", 16), saved("wide.keras", 60)
+    parted = emotion_networks.edgefer(7)
+    go_on_from([tmp_path / "one.keras", tmp_path / "other.keras"], parted, images)
+    runs = zip(one.get_weights(), other.get_weights(), strict=True)
+    one.set_weights([np.mean(weights, 0) for weights in runs])  # 32 channels hold what both write
+    np.testing.assert_allclose(parted.predict(images, verbose=0), one.predict(images, verbose=0), atol=1e-4)
+    first, second = layers_of(parted, keras.layers.BatchNormalization)[2:4]
+    written = keras.Model(parted.input, [first.input, second.input]).predict(images, verbose=0)
+    for norm, values in zip((first, second), written, strict=True):
+        np.testing.assert_allclose(norm(values, training=True), norm(values), atol=1e-3)  # it trains as it answers
+
+    go_on_from([tmp_path / "wide.keras"], parted, images)
+    for number in (2, 3, 5, 6):
+        (kernel,) = layers_of(parted, keras.layers.Conv2D)[number].get_weights()
+        assert np.sqrt(np.square(kernel).mean()) == pytest.approx(MUONS_SIZE, rel=1e-3), "as large as in training"
+    outputs = [layers_of(network, keras.layers.BatchNormalization)[number].output
+               for network, number in ((wide, 2), (parted, 3))]  # fmt: skip
+    whole, by_way = (keras.Model(network.input, output).predict(images, verbose=0).reshape(-1, 64).astype(np.float64)
+                     for network, output in zip((wide, parted), outputs, strict=True))  # fmt: skip
+    np.testing.assert_allclose(by_way.mean(0), whole.mean(0), atol=1e-3)
+    lost, least = np.square(by_way - whole).sum(1).mean(), np.linalg.eigvalsh(np.cov(whole.T))[:32].sum()
+    assert lost > 0.01
+    assert lost == pytest.approx(least, rel=0.01), "no 32 directions hold more"
+
+    monkeypatch.setattr(emotion_networks, "NARROW", ((), (60,), (), ()))
+    emotion_networks.faces(7).save(tmp_path / "one_more.keras")
+    go_on_from([tmp_path / "one_more.keras"], emotion_networks.edgefer(7), images)  # one alone is parted
+    monkeypatch.undo()
+    for narrow in (((), (64,), (48, 48, 64), ()), ((), (32,), (48,), ()), ((), (32,), (48, 48, 64, 64), ())):
+        with monkeypatch.context() as changed:
+            changed.setattr(emotion_networks, "NARROW", narrow)
+            model = emotion_networks.edgefer(7)
+        with pytest.raises(InputError, match="another network than the one to train"):
+            go_on_from([tmp_path / "one.keras"], model, images)
+    stranger = keras.Sequential([keras.Input((48, 48, 3)), keras.layers.Conv2D(32, 3, 2, use_bias=False),
+                                 keras.layers.BatchNormalization(scale=False), keras.layers.Flatten(),
+                                 keras.layers.Dense(7)])  # fmt: skip
+    stranger.save(tmp_path / "stranger.keras")
+    with pytest.raises(InputError, match="another network than the one to train"):
+        go_on_from([tmp_path / "stranger.keras"], parted, images)
+    emotion_networks.edgefer(7).save(tmp_path / "parted.keras")
+    with pytest.raises(InputError, match=r"parted\.keras is another network than .*one\.keras: these have no mean"):
+        go_on_from([tmp_path / "one.keras", tmp_path / "parted.keras"], parted, images)
 
 
 def test_a_deeper_network_begins_with_the_answers_of_the_shallower_one(monkeypatch, tmp_path):
+    import embedding_network
     import emotion_networks
     from former_network import go_on_from
 
-    faces = np.random.default_rng(0).uniform(0, 1, (2, 48, 48, 1)).astype(np.float32)
-    monkeypatch.setattr(emotion_networks, "STAGES", ((8, 1), (16, 2)))
-    shallow = emotion_networks.edgefer(7)
-    monkeypatch.setattr(emotion_networks, "STAGES", ((8, 2), (16, 3)))
-    deep = emotion_networks.edgefer(7)
-    shallow.save(tmp_path / "shallow.keras")
+    def network(additions):
+        monkeypatch.setattr(embedding_network, "ADDITIONS", additions)
+        return embedding_network.network()
+
+    faces = np.random.default_rng(0).uniform(-1, 1, (2, 112, 112, 3)).astype(np.float32)
+    monkeypatch.setattr(embedding_network, "WIDTHS", (8, 8, 8, 8))
+    deep, shallow = network((0, 1, 0, 1)), network((0, 0, 0, 0))
+    network((0, 0, 1, 0)).save(tmp_path / "other.keras")
     with pytest.raises(InputError, match="another network than the one to train"):
-        go_on_from(tmp_path / "shallow.keras", deep, faces)
-    monkeypatch.setattr(emotion_networks, "STAGES", ((8, 1), (16, 1)))
-    shallow = emotion_networks.edgefer(7)
+        go_on_from([tmp_path / "other.keras"], deep, faces)
     shallow.save(tmp_path / "shallow.keras")
-    go_on_from(tmp_path / "shallow.keras", deep, faces)
+    go_on_from([tmp_path / "shallow.keras"], deep, faces)
     np.testing.assert_allclose(deep.predict(faces, verbose=0), shallow.predict(faces, verbose=0), atol=1e-5)
+
+    emotion_networks.edgefer(7).save(tmp_path / "seven.keras")
     with pytest.raises(InputError, match="another network than the one to train"):
-        go_on_from(tmp_path / "shallow.keras", emotion_networks.edgefer(8), faces)
+        go_on_from([tmp_path / "seven.keras"], emotion_networks.edgefer(8), np.zeros((2, 48, 48, 1), np.float32))
 
 
 @needs_data

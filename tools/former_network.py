@@ -1,13 +1,14 @@
 """Former networks to go on from: a model.keras, or several, or the .tflite of one: what ships is a checkpoint too.
 
 A .tflite holds each batch normalisation folded into the convolution before it. Unfolded, by what pictures make of it,
-it answers the same and learns as it did: gammas and betas are what they were, up to what int8 has lost.
+it answers the same and learns as it did, up to what int8 has lost.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,28 +39,39 @@ LEAST_ALIKE = 0.98
 MUONS_SIZE, ADAMS_SIZE = 0.34, 0.16
 """Root mean square of trained kernels of either optimiser, in all three of our networks. Muon's steps don't scale with
 the kernel: one a tenth as large, as kernels begin, they would turn ten times as far, and forget what it knew."""
+ALIKE = "strides", "padding", "dilation_rate", "groups", "activation"
+"""What two convolutions have in common of which one is to write a part of what the other does."""
 PICTURES = 64
-"""So many tell what there is to unfold."""
+"""So many tell what there is to unfold, and along what to part."""
 
 
-def go_on_from(path: Path, model: keras.Model, pictures: Floats) -> None:
-    """Give a network the weights of a former one, or of one with fewer channels or layers, which it answers alike.
+def go_on_from(paths: Sequence[Path], model: keras.Model, pictures: Floats) -> None:
+    """Give a network the weights of a former one, or the mean of several: of runs that began alike often the better.
 
-    Of a model.keras whose answers have another name, it takes all but the last layer: what knows faces. The channels
-    that it has more of keep their random weights, but nothing listens to them yet; its layers in the scope ADDED keep
-    theirs. `pictures` are n x height x width x channels, as the network takes them. InputError where the former is no
-    such network.
+    The former may have fewer channels or layers: those that the network has more of keep their random weights, but
+    nothing listens to them yet, or, in the scope ADDED, they change nothing. Of a model.keras whose answers have
+    another name the network takes what it has of all but the last layer: what knows faces. Where it has two
+    convolutions by way of fewer channels, they begin as the one that a model.keras has in their place, as far as they
+    go. Several are to be of one network. `pictures` are n x
+    height x width x channels, as the network takes them. InputError where the former is no such network.
     """
-    if not path.is_file():
-        raise InputError(
-            f"--start: {path} isn't there; a model.keras of an earlier run is wanted, or the .tflite that it became"
-        )
-    try:
-        fits = _unfold(path, model, pictures[:PICTURES]) if path.suffix == ".tflite" else _take_over(path, model)
-    except Exception as error:  # Keras and flatbuffers raise what they like
-        raise InputError(f"--start: {path}: can't be read as a model.keras or an int8 or float32 .tflite") from error
+    for path in paths:
+        if not path.is_file():
+            raise InputError(
+                f"--start: {path} isn't there; a model.keras of an earlier run is wanted, or the .tflite that it became"
+            )
+    if len(paths) > 1 and any(path.suffix == ".tflite" for path in paths):
+        raise InputError("--start: a .tflite stands alone, for its kernels are scaled otherwise; name its model.keras")
+    pictures = pictures[:PICTURES]
+    if paths[0].suffix == ".tflite":
+        with _readable(paths[0]):
+            fits = _unfold(paths[0], model, pictures)
+    else:
+        former = _mean(paths)
+        with _readable(paths[0]):  # for a stranger's network
+            fits = _take_over(former, model, pictures)
     if not fits:
-        raise InputError(f"--start: {path} is another network than the one to train")
+        raise InputError(f"--start: {paths[0]} is another network than the one to train")
 
 
 def size_taken(path: Path) -> tuple[int, int] | None:
@@ -71,51 +83,160 @@ def size_taken(path: Path) -> tuple[int, int] | None:
     return height, width
 
 
-def go_on_from_mean(paths: Sequence[Path], model: keras.Model, pictures: Floats) -> None:
-    """Give a network the mean of the weights of former ones: of runs that began alike it is often better than each."""
-    if len(paths) > 1 and any(path.suffix == ".tflite" for path in paths):
-        raise InputError("--start: a .tflite stands alone, for its kernels are scaled otherwise; name its model.keras")
-    begun, runs = model.get_weights(), []
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """InputError where the file is none of those that are wanted."""
+    try:
+        yield
+    except Exception as error:  # Keras and flatbuffers raise what they like
+        raise InputError(f"--start: {path}: can't be read as a model.keras or an int8 or float32 .tflite") from error
+
+
+def _mean(paths: Sequence[Path]) -> keras.Model:
+    """The network of a model.keras, with the mean of the weights of several."""
+    networks = []
     for path in paths:
-        model.set_weights(begun)  # a narrower model, or one with fewer layers, doesn't set them all
-        go_on_from(path, model, pictures)
-        runs.append(model.get_weights())
-    model.set_weights([np.mean(weights, 0) for weights in zip(*runs, strict=True)])
+        with _readable(path):
+            networks.append(keras.models.load_model(path, compile=False))
+    runs = [network.get_weights() for network in networks]
+    for path, run in zip(paths, runs, strict=True):
+        if [weights.shape for weights in run] != [weights.shape for weights in runs[0]]:
+            raise InputError(f"--start: {path} is another network than {paths[0]}: these have no mean")
+    networks[0].set_weights([np.mean(weights, 0) for weights in zip(*runs, strict=True)])
+    return networks[0]
 
 
-def _take_over(path: Path, model: keras.Model) -> bool:
-    """The weights of a model.keras; False where it is another network."""
-    whole = keras.models.load_model(path, compile=False)
-    former, variables = whole.get_weights(), model.weights
-    if whole.output_names != model.output_names:
-        last = len(model.layers[-1].weights)
-        return bool(last) and _take_body(former, variables[:-last])
-    if len(former) < len(variables):
-        variables = [variable for variable in variables if not _is_added(variable)]
-    sizes = [variable.shape for variable in variables]
-    answers = [[output.shape[-1] for output in network.outputs] for network in (whole, model)]
-    if answers[0] != answers[1] or len(former) != len(sizes):
+def _take_over(former: keras.Model, model: keras.Model, pictures: Floats) -> bool:
+    """The weights of a former network, all of them or what the network has of it; False where it is another."""
+    if getattr(former, "output_names", None) != model.output_names:  # a Sequential has none
+        return _take_body(former, model)
+    if [output.shape[-1] for output in former.outputs] != [output.shape[-1] for output in model.outputs]:
         return False
-    if any(
-        len(given.shape) != len(size) or any(np.greater(given.shape, size))
-        for given, size in zip(former, sizes, strict=True)
+    return _take_into(former, model) or _take_parted(former, model, pictures)
+
+
+def _take_into(former: keras.Model, model: keras.Model) -> bool:
+    """The weights of a network that is alike, has fewer channels, or lacks layers of the scope ADDED."""
+    given, variables = former.get_weights(), model.weights
+    if len(given) < len(variables):
+        variables = [variable for variable in variables if not _is_added(variable)]
+    if len(given) != len(variables) or any(
+        len(one.shape) != len(variable.shape) or any(np.greater(one.shape, variable.shape))
+        for one, variable in zip(given, variables, strict=True)
     ):
         return False
-    for variable, given in zip(variables, former, strict=True):
+    for variable, one in zip(variables, given, strict=True):
         weights = keras.ops.convert_to_numpy(variable)
-        variable.assign(_within(weights, given, mixes="depthwise" not in variable.path))
+        variable.assign(_within(weights, one, mixes="depthwise" not in variable.path))
     return True
 
 
-def _take_body(former: list[Floats], variables: list[Any]) -> bool:
-    """The weights that networks for different things share; False where these aren't alike."""
-    for body in (variables, [variable for variable in variables if not _is_added(variable)]):
-        pairs = list(zip(body, former, strict=False))
-        if len(pairs) == len(body) and all(variable.shape == given.shape for variable, given in pairs):
-            for variable, given in pairs:
-                variable.assign(given)
-            return True
-    return False
+def _take_body(former: keras.Model, model: keras.Model) -> bool:
+    """The layers that networks for different things share: all but the last; False where these aren't alike.
+
+    A stage of the former one may have more of them: those after the first ones of a shape are passed over.
+    """
+    theirs, own = ([layer for layer in network.layers if layer.weights] for network in (former, model))
+    given = [layer.get_weights() for layer in theirs]
+    if _sees_half_as_large(theirs, own):
+        given[:2] = _seeing_half_as_large(*given[:2])
+    wanted, taken = own[:-1], []
+    for weights in given:
+        shapes = [one.shape for one in weights]
+        if len(taken) < len(wanted) and shapes == _shapes(wanted[len(taken)]):
+            taken.append(weights)
+        elif shapes not in [[one.shape for one in kept] for kept in taken]:
+            break
+    if not taken or len(taken) < len(wanted):
+        return False
+    for layer, weights in zip(wanted, taken, strict=True):
+        layer.set_weights(weights)
+    return True
+
+
+def _sees_half_as_large(theirs: Sequence[Any], own: Sequence[Any]) -> bool:
+    """Whether a network of colour faces begins with steps of 2, and one of gray faces, alike but for that, of 1."""
+    firsts = [*theirs[:1], *own[:1]]
+    if [type(layer) for layer in firsts] != [layers.Conv2D] * 2 or _norm_after(theirs[0]) not in theirs[1:2]:
+        return False
+    asked = [(*layer.strides, *layer.kernel.shape[:3]) for layer in firsts]
+    return asked == [(2, 2, 3, 3, 3), (1, 1, 3, 3, 1)] and len(theirs[1].weights) == 4
+
+
+def _seeing_half_as_large(convolution: list[Floats], norm: list[Floats]) -> list[list[Floats]]:
+    """The first layers of a network of faces (BGR, -1..1) with steps of 2, for gray ones half as large (0..1), of 1.
+
+    They give what those make of a face that is enlarged bilinearly, but at the edge.
+    """
+    (kernel,), (gamma, beta, mean, variance) = convolution, norm
+    kernel = kernel.sum(2)
+    # Of three enlarged pixels (columns), how much is of the pixel before, of the same, and of the one after (rows).
+    shares = np.array([[0.25, 0, 0], [0.75, 0.75, 0.25], [0, 0.25, 0.75]], np.float32)
+    gray = 2 * np.einsum("ai,bj,ijo->abo", shares, shares, kernel)
+    return [[gray[:, :, None]], [gamma, beta, mean + kernel.sum((0, 1)), variance]]
+
+
+def _take_parted(former: keras.Model, model: keras.Model, pictures: Floats) -> bool:
+    """The weights of a network that has one convolution where this one has two by way of fewer channels."""
+    own = iter([layer for layer in model.layers if layer.weights])
+    alike, parted = [], []
+    for layer in [layer for layer in former.layers if layer.weights]:
+        first = next(own, None)
+        if first is not None and _shapes(first) == _shapes(layer):
+            alike.append((layer, first))
+            continue
+        norm, second = next(own, None), next(own, None)
+        if not _is_by_way(first, norm, second, layer):
+            return False
+        parted.append((layer, first, second))
+    if next(own, None) is not None:
+        return False
+    for layer, same in alike:
+        same.set_weights(layer.get_weights())
+    for steps, values in zip(parted, _written(former, [layer for layer, _, _ in parted], pictures), strict=True):
+        _part_in_two(*steps, values.reshape(-1, values.shape[-1]))
+    _part_from_norms(model, [(layer, layer.filters) for _, *steps in parted for layer in steps], pictures)
+    return True
+
+
+def _shapes(layer: Any) -> list[tuple[int, ...]]:
+    return [tuple(weights.shape) for weights in layer.weights]
+
+
+def _is_by_way(first: Any, norm: Any, second: Any, one: Any) -> bool:
+    """Whether two convolutions, each with its normalisation, may stand for one."""
+    if any(type(layer) is not layers.Conv2D or _norm_after(layer) is None for layer in (first, second, one)):
+        return False
+    narrow, wide = first.filters, one.filters
+    return (
+        norm is _norm_after(first)
+        and narrow < wide
+        and all(getattr(first, name) == getattr(one, name) for name in ALIKE)
+        and _shapes(first) == [(*one.kernel.shape[:-1], narrow)]
+        and _shapes(second) == [(1, 1, narrow, wide)]
+    )
+
+
+def _part_in_two(one: Any, first: Any, second: Any, written: Floats) -> None:
+    """A convolution as two by way of fewer channels; their normalisation does nothing yet but to add.
+
+    These are the directions along which what it has written (values x channels) varies most, as normalised.
+    """
+    (kernel,), norm = one.get_weights(), _norm_after(one)
+    gamma, beta, mean, variance = norm.get_weights()
+    factor = gamma / np.sqrt(variance + norm.epsilon)
+    written = written * factor
+    directions = np.linalg.eigh(np.cov(written.T))[1][:, -first.filters :]
+    middle = written.mean(0)
+    lost = middle - directions @ (directions.T @ middle)
+    first.set_weights([kernel * factor @ directions])
+    _only_add(_norm_after(first), np.zeros(first.filters, np.float32))
+    second.set_weights([directions.T[None, None]])
+    _only_add(_norm_after(second), beta - mean * factor + lost)
+
+
+def _only_add(norm: Any, bias: Floats) -> None:
+    norm.set_weights([np.ones_like(bias), bias, np.zeros_like(bias), np.full_like(bias, 1 - norm.epsilon)])
 
 
 def _is_added(variable: Any) -> bool:
@@ -162,16 +283,24 @@ def _unfold(path: Path, model: keras.Model, pictures: Floats) -> bool:
         kernel, *bias = layer.get_weights()
         kernel = _within(kernel, one.kernel, mixes=one.kind is not layers.DepthwiseConv2D)
         layer.set_weights([kernel, *(_within(own, one.bias, mixes=False) for own in bias)])
-        if norm is not None:  # it does nothing yet but to add the bias
-            beta = _within(np.zeros(norm.beta.shape, np.float32), one.bias, mixes=False)
-            norm.set_weights([np.ones_like(beta), beta, np.zeros_like(beta), np.full_like(beta, 1 - norm.epsilon)])
+        if norm is not None:
+            _only_add(norm, _within(np.zeros(norm.beta.shape, np.float32), one.bias, mixes=False))
     if not _alike(path, model, pictures) >= LEAST_ALIKE:  # nor where it is no number
         return False
-    normed = [(layer, norm, len(one.bias)) for layer, one, norm in parts if norm is not None]
-    written = keras.Model(model.inputs, [layer.output for layer, _, _ in normed]).predict(pictures, verbose=0)
-    for (layer, norm, old), values in zip(normed, written, strict=True):
-        _part(layer, norm, old, values)
+    _part_from_norms(model, [(layer, len(one.bias)) for layer, one, norm in parts if norm is not None], pictures)
     return True
+
+
+def _part_from_norms(model: keras.Model, folded: Sequence[tuple[Any, int]], pictures: Floats) -> None:
+    """Part layers, each with so many old channels, from the normalisation after it, which does nothing but to add."""
+    for (layer, old), values in zip(folded, _written(model, [layer for layer, _ in folded], pictures), strict=True):
+        _part(layer, _norm_after(layer), old, values)
+
+
+def _written(network: keras.Model, of: Sequence[Any], pictures: Floats) -> list[Floats]:
+    """What layers make of pictures, each n x ..."""
+    values = keras.Model(network.inputs, [layer.output for layer in of]).predict(pictures, verbose=0)
+    return values if isinstance(values, list) else [values]
 
 
 def _part(layer: Any, norm: Any, old: int, values: Floats) -> None:

@@ -34,7 +34,7 @@ from command_line import Parser, count, run
 from data import DATA
 from detector_scenes import ALL_SIZES, NEAR_SIZES, Scenes, augmented, targets
 from evaluate_detector import AT_MIN_SCORE, average_precision, figures, find, held_out_people, validation_photos
-from former_network import ADDED, PICTURES, go_on_from_mean, size_taken
+from former_network import ADDED, PICTURES, go_on_from, size_taken
 from keras import layers, ops
 from model_file import write_card
 from muon import Muon
@@ -145,7 +145,7 @@ def train(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
     name = named.get(size_taken(starts[0]), "far") if starts else "far"
     former = network(INPUTS[name].height, INPUTS[name].width)
     if starts and not resume:
-        go_on_from_mean(starts, former, normalise(fitted(scenes, name, PICTURES, seed), INPUTS[name]))
+        go_on_from(starts, former, normalise(fitted(scenes, name, PICTURES, seed), INPUTS[name]))
     model = rebuilt(former, network, bfloat16=settings["bfloat16"])
     (folder / "settings.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
     trained = keras.Model(model.input, layers.Concatenate(-1, dtype="float32")(model.outputs))

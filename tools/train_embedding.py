@@ -33,7 +33,7 @@ from batches import WORKERS, Batch, Batches, Make
 from command_line import Parser, count, run
 from data import DATA, Pack, held_out, open_pack
 from embedding_network import EMBEDDING, network
-from former_network import go_on_from_mean
+from former_network import go_on_from
 from keras import ops
 from mixing import mixed
 from model_file import write_card
@@ -151,7 +151,7 @@ def main() -> None:
     model, done = network(), []
     goes_on = arguments.resume and checkpoint(folder).is_file()
     if arguments.start and not goes_on:
-        go_on_from_mean([Path(start) for start in arguments.start], model, validation[0])
+        go_on_from([Path(start) for start in arguments.start], model, validation[0])
     model = rebuilt(model, network, bfloat16=arguments.bfloat16)
     compile_for(model, faces.middles(), rates)  # with another --epochs, the rest of the way down is steeper or flatter
     if goes_on:

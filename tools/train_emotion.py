@@ -1,6 +1,7 @@
 r"""Train an emotion model: 48x48 gray in, a probability for each class out.
 
-    python tools/train_emotion.py --out runs/emotion --epochs 40
+    python tools/train_emotion.py --arch faces --start runs/embedding/model.keras --out runs/faces --epochs 40
+    python tools/train_emotion.py --start runs/faces/model.keras --out runs/emotion --epochs 40
     python tools/train_emotion.py --data faces/ --classes angry,happy,neutral,sad,surprise --arch little-vgg
     python tools/train_emotion.py --out runs/emotion --resume
     python tools/quantize.py runs/emotion/model.keras --card runs/emotion/card.json \
@@ -38,7 +39,7 @@ from emotion_networks import NETWORKS, SIZE, Network
 from emotion_plots import plot_confusion, plot_curves
 from emotion_teachers import Teachers, as_input, pairs_mixed, unlabelled
 from evaluate_emotion import confusion_matrix
-from former_network import go_on_from_mean
+from former_network import go_on_from
 from keras import layers
 from model_file import write_card
 from numpy.typing import NDArray
@@ -169,7 +170,7 @@ def train(arguments: argparse.Namespace, faces: Faces) -> None:
     if arguments.start and not goes_on:
         starts = [Path(start) for start in arguments.start]
         check_labels(starts, faces.names)
-        go_on_from_mean(starts, model, validation[0])
+        go_on_from(starts, model, validation[0])
     model = rebuilt(model, build, bfloat16=arguments.bfloat16)
     optimizer = network.optimizer(rates)  # with another --epochs, the rest of the way down is steeper or flatter
     model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"], jit_compile=backend.COMPILE)
