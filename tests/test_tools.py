@@ -1247,9 +1247,9 @@ def test_a_network_that_answers_one_thing_ends_the_training():
 @pytest.mark.parametrize(
     ("script", "limit", "leaves"),
     [
-        ("train_emotion.py", 512, ["model.keras", "card.json", "calibrate.npy"]),
+        ("train_emotion.py", 256, ["model.keras", "card.json", "calibrate.npy"]),
         ("train_embedding.py", 192, ["model.keras", "card.json", "calibrate.npy"]),
-        ("train_detector.py", 48, ["far.keras", "far.json", "far.npy", "near.keras", "near.json", "near.npy"]),
+        ("train_detector.py", 16, ["far.keras", "far.json", "far.npy", "near.keras", "near.json", "near.npy"]),
     ],
 )
 def test_a_trainer_runs_and_resumes(tmp_path, script, limit, leaves):
@@ -1321,6 +1321,14 @@ def test_what_ships_is_a_start_for_the_detectors_trainer():
     for name, asked in INPUTS.items():
         pictures = np.random.default_rng(0).uniform(-1, 1, (4, asked.height, asked.width, 3)).astype(np.float32)
         go_on_from([ROOT / f"models/{name}.tflite"], network(asked.height, asked.width), pictures)  # it compares
+
+
+def test_what_ships_is_a_start_for_the_emotion_trainer():
+    import emotion_networks
+    from former_network import go_on_from
+
+    pictures = np.random.default_rng(0).uniform(0, 1, (16, 48, 48, 1)).astype(np.float32)
+    go_on_from([ROOT / "models/emotion-48.tflite"], emotion_networks.edgefer(7), pictures)  # it compares
 
 
 def test_the_detectors_loss_is_as_defined():
