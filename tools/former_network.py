@@ -140,7 +140,8 @@ def _take_body(former: keras.Model, model: keras.Model) -> bool:
     given = [layer.get_weights() for layer in theirs]
     if _sees_half_as_large(theirs, own):
         given[:2] = _seeing_half_as_large(*given[:2])
-    wanted, taken = own[:-1], []
+    wanted = own[:-1]
+    taken: list[list[Floats]] = []
     for weights in given:
         shapes = [one.shape for one in weights]
         if len(taken) < len(wanted) and shapes == _shapes(wanted[len(taken)]):
@@ -179,7 +180,8 @@ def _seeing_half_as_large(convolution: list[Floats], norm: list[Floats]) -> list
 def _take_parted(former: keras.Model, model: keras.Model, pictures: Floats) -> bool:
     """The weights of a network that has one convolution where this one has two by way of fewer channels."""
     own = iter([layer for layer in model.layers if layer.weights])
-    alike, parted = [], []
+    alike: list[tuple[Any, Any]] = []
+    parted: list[tuple[Any, Any, Any]] = []
     for layer in [layer for layer in former.layers if layer.weights]:
         first = next(own, None)
         if first is not None and _shapes(first) == _shapes(layer):
