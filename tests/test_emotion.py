@@ -269,7 +269,7 @@ def test_the_shipped_model_reads_the_seven_emotions():
     assert reader.labels == ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
     assert 0 < reader.model.card.thresholds["min_confidence"] < 1
     figures = {(m.metric, m.precision): m.value for m in reader.model.card.metrics if m.split == "PrivateTest"}
-    floors = {"accuracy": 0.69, "macro-F1": 0.66, "recall disgust": 0.45, "recall fear": 0.45}
+    floors = {"accuracy": 0.70, "macro-F1": 0.66, "recall disgust": 0.45, "recall fear": 0.45}
     assert {name: figures[name, "int8"] for name, floor in floors.items() if figures[name, "int8"] < floor} == {}
     assert figures["expected calibration error", "int8"] <= 0.05
     assert figures["accuracy", "int8"] >= figures["accuracy", "float32"] - 0.005

@@ -1158,7 +1158,10 @@ def test_a_network_goes_on_from_the_mean_of_others_and_learns_what_teachers_answ
     for mean, one, other in zip(began, first.get_weights(), second.get_weights(), strict=True):
         np.testing.assert_allclose(mean, (one + other) / 2, atol=1e-6)
     training = read_card(tmp_path / "run" / "card.json").training
-    assert training["data"].endswith("answers of float, int8, which were also learnt for faces without labels of more")
+    assert training["data"].endswith(
+        "answers of float, int8, which were also learnt for faces without labels of more, from the mean of 2 models of "
+        "earlier runs"
+    )
 
     names = ("happy", "sad", "surprise")
     both = Teachers(teachers, names)

@@ -52,8 +52,8 @@ def go_on_from(paths: Sequence[Path], model: keras.Model, pictures: Floats) -> N
     nothing listens to them yet, or, in the scope ADDED, they change nothing. Of a model.keras whose answers have
     another name the network takes what it has of all but the last layer: what knows faces. Where it has two
     convolutions by way of fewer channels, they begin as the one that a model.keras has in their place, as far as they
-    go. Several are to be of one network. `pictures` are n x
-    height x width x channels, as the network takes them. InputError where the former is no such network.
+    go. Several are to be of one network. `pictures` are n x height x width x channels, as the network takes them.
+    InputError where the former is no such network.
     """
     for path in paths:
         if not path.is_file():

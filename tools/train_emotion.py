@@ -47,6 +47,7 @@ from training import (
     BFLOAT16,
     START,
     begin,
+    beginning,
     best,
     check_new,
     checkpoint,
@@ -420,6 +421,8 @@ def learnt_from(arguments: argparse.Namespace, network: Network, faces: Faces, t
         also.append(f"{arguments.mixed} faces made of two training images each")
     if also:
         parts.append(f"which were also learnt for {' and for '.join(also)}")
+    if arguments.start:
+        parts.append(beginning(arguments.start))
     return ", ".join(parts)
 
 
