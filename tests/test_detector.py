@@ -190,6 +190,7 @@ def test_the_shipped_detectors_reach_their_floors(comparing):
 @pytest.mark.parametrize("name", ["near", "far"])
 @pytest.mark.runtime
 def test_the_shipped_detectors_reach_what_their_cards_say(tools, name):
+    from detector_scenes import open_photos
     from evaluate_detector import FACES_MADE_UP, evaluate_detector
 
     model = Model(find_model(name), "detector")
@@ -203,6 +204,8 @@ def test_the_shipped_detectors_reach_what_their_cards_say(tools, name):
     assert len(steady) == 8
     for metric in steady:
         assert measured[metric] == pytest.approx(kept[metric], abs=within), metric
+    photos = open_photos(DATA / "det_val.npz")
+    assert len(photos) - len(np.unique(photos.fields["img"])) > 100, "without a face, to make some up on"
     assert measured[FACES_MADE_UP] <= 1 / 50
 
 

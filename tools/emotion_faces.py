@@ -194,13 +194,9 @@ def _from_csv(path: Path) -> Faces:
     votes, match = _votes_beside(path, usage)
     stacked = np.stack(images)
     groups = _groups(stacked)
-    given = np.array(usage, np.uint8)
-    splits = _with_validation(given, groups)
-    of_train = (splits != given).any()
+    splits, of_train = _with_validation(np.array(usage, np.uint8), lambda: groups)
     is_fer2013 = path.name == "fer2013.csv"
-    return Faces(
-        Fer2013.LABELS, stacked, np.array(labels, np.intp), splits, votes, match, groups, is_fer2013, bool(of_train)
-    )
+    return Faces(Fer2013.LABELS, stacked, np.array(labels, np.intp), splits, votes, match, groups, is_fer2013, of_train)
 
 
 def _votes_beside(path: Path, usage: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -242,9 +238,9 @@ def _from_tree(path: Path, model_input: ModelInput, only: int | None) -> Faces:
             f"{path}: a folder for each class is wanted, with pictures in it (train/happy/1.jpg, ...; "
             f"{', '.join(SUFFIXES)})"
         )
-    split_of = given = np.array([split for split, _, _ in files], np.uint8)
-    if only != TEST and not (given == VALIDATION).any():
-        split_of = _with_validation(given, _groups_of(_content(file) for _, _, file in files))
+    split_of, of_train = np.array([split for split, _, _ in files], np.uint8), False
+    if only != TEST:
+        split_of, of_train = _with_validation(split_of, lambda: _groups_of(_content(file) for _, _, file in files))
     files = [(int(split), label, file) for split, (_, label, file) in zip(split_of, files, strict=True)]
     files = [file for file in files if file[0] == only] or files
     of = len(files)
@@ -254,7 +250,6 @@ def _from_tree(path: Path, model_input: ModelInput, only: int | None) -> Faces:
     labels = np.array([label for _, label, _ in files], np.intp)
     images = np.stack(pictures)
     none = np.zeros((len(files), len(VOTES)), np.uint8)
-    of_train = bool((split_of != given).any())
     return Faces(names, images, labels, usage, none, np.zeros(len(files), bool), _groups(images), False, of_train)
 
 
@@ -283,13 +278,16 @@ def _groups_of(contents: Iterable[bytes]) -> NDArray[np.int32]:
     return np.unique(np.array(digests), return_inverse=True)[1].astype(np.int32)
 
 
-def _with_validation(usage: NDArray[np.uint8], groups: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """The splits, with a tenth of train as the validation split where there is none."""
+def _with_validation(
+    usage: NDArray[np.uint8], groups: Callable[[], NDArray[np.int32]]
+) -> tuple[NDArray[np.uint8], bool]:
+    """The splits, with a tenth of train as the validation split where there is none, and whether that is so."""
     if (usage == VALIDATION).any():
-        return usage
-    mine = np.setdiff1d(groups[usage == TRAIN], groups[usage == TEST])
-    tenth = np.isin(groups, mine[: math.ceil(len(mine) / 10)])
-    return np.where((usage == TRAIN) & tenth, np.uint8(VALIDATION), usage)
+        return usage, False
+    group = groups()
+    mine = np.setdiff1d(group[usage == TRAIN], group[usage == TEST])
+    tenth = (usage == TRAIN) & np.isin(group, mine[: math.ceil(len(mine) / 10)])
+    return np.where(tenth, np.uint8(VALIDATION), usage), bool(tenth.any())
 
 
 def _only(faces: Faces, classes: tuple[str, ...], path: Path) -> Faces:

@@ -136,7 +136,7 @@ def _take_body(former: keras.Model, model: keras.Model) -> bool:
 
     A stage of the former one may have more of them: those after the first ones of a shape are passed over.
     """
-    theirs, own = ([layer for layer in network.layers if layer.weights] for network in (former, model))
+    theirs, own = _weighted(former), _weighted(model)
     given = [layer.get_weights() for layer in theirs]
     if _sees_half_as_large(theirs, own):
         given[:2] = _seeing_half_as_large(*given[:2])
@@ -179,10 +179,10 @@ def _seeing_half_as_large(convolution: list[Floats], norm: list[Floats]) -> list
 
 def _take_parted(former: keras.Model, model: keras.Model, pictures: Floats) -> bool:
     """The weights of a network that has one convolution where this one has two by way of fewer channels."""
-    own = iter([layer for layer in model.layers if layer.weights])
+    own = iter(_weighted(model))
     alike: list[tuple[Any, Any]] = []
     parted: list[tuple[Any, Any, Any]] = []
-    for layer in [layer for layer in former.layers if layer.weights]:
+    for layer in _weighted(former):
         first = next(own, None)
         if first is not None and _shapes(first) == _shapes(layer):
             alike.append((layer, first))
@@ -199,6 +199,10 @@ def _take_parted(former: keras.Model, model: keras.Model, pictures: Floats) -> b
         _part_in_two(*steps, values.reshape(-1, values.shape[-1]))
     _part_from_norms(model, [(layer, layer.filters) for _, *steps in parted for layer in steps], pictures)
     return True
+
+
+def _weighted(network: keras.Model) -> list[Any]:
+    return [layer for layer in network.layers if layer.weights]
 
 
 def _shapes(layer: Any) -> list[tuple[int, ...]]:
